@@ -1,0 +1,62 @@
+"""Evergrad keeps deployed PyTorch models fresh.
+
+Importing this package needs numpy alone; names that train (`Publisher`, `Trainer`, `run`) load torch on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from evergrad import errors
+from evergrad.gate import Gate
+from evergrad.history import History
+from evergrad.log import open_log
+from evergrad.replica import Replica
+from evergrad.sampling import Uniform, Window
+from evergrad.schema import Schema
+from evergrad.stream import Batch
+from evergrad.trigger import EveryN, EverySeconds
+
+if TYPE_CHECKING:
+    from evergrad.pipeline import run
+    from evergrad.pytorch.publisher import Publisher
+    from evergrad.pytorch.trainer import Trainer
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "Batch",
+    "EveryN",
+    "EverySeconds",
+    "Gate",
+    "History",
+    "Publisher",
+    "Replica",
+    "Schema",
+    "Trainer",
+    "Uniform",
+    "Window",
+    "__version__",
+    "errors",
+    "open_log",
+    "run",
+]
+
+_TORCH_BACKED = {
+    "Publisher": "evergrad.pytorch.publisher",
+    "Trainer": "evergrad.pytorch.trainer",
+    "run": "evergrad.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TORCH_BACKED:
+        raise AttributeError(f"module 'evergrad' has no attribute {name!r}")
+    try:
+        found = getattr(importlib.import_module(_TORCH_BACKED[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise errors.MissingDependency("torch", "torch") from error
+    globals()[name] = found
+    return found

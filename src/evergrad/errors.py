@@ -1,0 +1,274 @@
+"""Every exception that Evergrad raises on purpose.
+
+```
+EvergradError
+├── ConfigError                  a setting is unknown, missing or out of range
+├── MissingDependency            an optional package is needed and absent
+├── SchemaMismatch               two models (or a model and a log) differ in a tensor
+├── LogError
+│   ├── LogNotFound              nothing is at that place
+│   ├── LogUnavailable           the store refused, or could not be reached or read
+│   ├── WriterConflict           somebody else wrote that version
+│   ├── CorruptRecord            bytes that cannot be what they claim to be
+│   └── UnsupportedFormat        written by a format that this release cannot read
+├── ReplicaError
+│   ├── NotSynced                the replica holds no version yet
+│   ├── BaseMismatch             the update starts from another version
+│   └── DigestMismatch           the state is not the one that the publisher had
+├── TrainingError
+│   ├── NonFiniteLoss            the loss is NaN or infinite
+│   ├── NonFiniteWeights         a weight became NaN or infinite
+│   ├── OptimizerAttached        the optimizer already feeds a publisher
+│   └── WeightsChanged           deployed weights were written behind the publisher's back
+├── HistoryError
+│   ├── HistoryMismatch          a batch does not fit the history's columns
+│   └── HistoryDamaged           the files hold less than the commit record says
+└── ServerError                  a model server did not start, or does not answer
+```
+
+Each error carries its facts as attributes, says what was found against what was expected, and what to do next.
+Attributes are the constructor's arguments, in order, so every error survives a trip between processes.
+"""
+
+from __future__ import annotations
+
+
+class EvergradError(Exception):
+    """Root of all errors of this library."""
+
+
+class ConfigError(EvergradError):
+    """A setting is unknown, missing or out of range."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)
+        self.key, self.problem = key, problem
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}"
+
+
+class MissingDependency(EvergradError):
+    """An optional package is needed and absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(package, extra)
+        self.package, self.extra = package, extra
+
+    def __str__(self) -> str:
+        return f"this needs the package {self.package!r}; install it with: pip install 'evergrad[{self.extra}]'"
+
+
+class SchemaMismatch(EvergradError):
+    """Two models, or a model and a log, differ in a tensor."""
+
+    def __init__(self, tensor: str, expected: str, found: str) -> None:
+        super().__init__(tensor, expected, found)
+        self.tensor, self.expected, self.found = tensor, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"tensor {self.tensor!r}: expected {self.expected}, found {self.found}; "
+            "use the model that this log was made for, or give this model a log of its own"
+        )
+
+
+class LogError(EvergradError):
+    """Something is wrong with an update log."""
+
+
+class LogNotFound(LogError):
+    """Nothing is at that place."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"no update log at {self.url}; check the path, or start a publisher there first"
+
+
+class LogUnavailable(LogError):
+    """The store refused, or could not be reached or read."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the log at {self.url} cannot be used: {self.reason}; check that it exists, its permissions and its disk"
+        )
+
+
+class WriterConflict(LogError):
+    """Somebody else wrote that version: only one publisher may write to a log at a time."""
+
+    def __init__(self, url: str, version: int, writer: str) -> None:
+        super().__init__(url, version, writer)
+        self.url, self.version, self.writer = url, version, writer
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.version} of the log at {self.url} was already written by {self.writer}; stop one of the "
+            "two publishers, then open a new Publisher to continue from the log's head, or use another log"
+        )
+
+
+class CorruptRecord(LogError):
+    """Bytes that cannot be what they claim to be."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} is damaged: {self.reason}; it was not applied, and readers resume from the next snapshot"
+
+
+class UnsupportedFormat(LogError):
+    """Written by a format that this release cannot read."""
+
+    def __init__(self, name: str, found: int, supported: int) -> None:
+        super().__init__(name, found, supported)
+        self.name, self.found, self.supported = name, found, supported
+
+    def __str__(self) -> str:
+        return f"{self.name} has format {self.found}, this release reads up to {self.supported}; upgrade evergrad here"
+
+
+class ReplicaError(EvergradError):
+    """A replica cannot do what was asked."""
+
+
+class NotSynced(ReplicaError):
+    """The replica holds no version yet."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"the replica of {self.url} holds no version yet; call sync() first"
+
+
+class BaseMismatch(ReplicaError):
+    """The update starts from another version, or belongs to another model."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(expected, found)
+        self.expected, self.found = expected, found
+
+    def __str__(self) -> str:
+        return f"the update applies to {self.found}, this state is {self.expected}; resynchronise from a snapshot"
+
+
+class DigestMismatch(ReplicaError):
+    """The state is not the one that the publisher had."""
+
+    def __init__(self, version: int, expected: int, found: int) -> None:
+        super().__init__(version, expected, found)
+        self.version, self.expected, self.found = version, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.version} should have digest {self.expected:016x}, this state has {self.found:016x}; "
+            "the last good version is kept until a snapshot heals it"
+        )
+
+
+class TrainingError(EvergradError):
+    """A training step cannot be taken or published."""
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss is NaN or infinite."""
+
+    def __init__(self, step: int, value: float) -> None:
+        super().__init__(step, value)
+        self.step, self.value = step, value
+
+    def __str__(self) -> str:
+        return (
+            f"the loss of step {self.step} is {self.value}; no step was taken and nothing was published: "
+            "look at the newest examples, the learning rate, or clip the gradients"
+        )
+
+
+class NonFiniteWeights(TrainingError):
+    """A weight became NaN or infinite."""
+
+    def __init__(self, tensor: str, step: int) -> None:
+        super().__init__(tensor, step)
+        self.tensor, self.step = tensor, step
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step} left NaN or infinity in {self.tensor!r}; deployed weights and log are unchanged: "
+            "restore the model from the log, and lower the learning rate or clip the gradients"
+        )
+
+
+class OptimizerAttached(TrainingError):
+    """The optimizer already feeds a publisher."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"this optimizer already feeds the publisher of {self.url}; close() or detach() that one first"
+
+
+class WeightsChanged(TrainingError):
+    """Deployed weights were written behind the publisher's back."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor!r} was changed in place outside optimizer.step(), where the deployed weights lie; "
+            "open a new Publisher, and make such changes inside `with publisher.master():`"
+        )
+
+
+class HistoryError(EvergradError):
+    """The history cannot be read or written."""
+
+
+class HistoryMismatch(HistoryError):
+    """A batch does not fit the history's columns."""
+
+    def __init__(self, column: str, expected: str, found: str) -> None:
+        super().__init__(column, expected, found)
+        self.column, self.expected, self.found = column, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"column {self.column!r}: expected {self.expected}, found {self.found}; "
+            "nothing was appended: fix the stream, or start a new history"
+        )
+
+
+class HistoryDamaged(HistoryError):
+    """The files hold less than the commit record says."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"the history at {self.path} cannot be used: {self.reason}; restore it, or start a new one elsewhere"
+
+
+class ServerError(EvergradError):
+    """A model server did not start, or does not answer."""
+
+    def __init__(self, server: str, problem: str) -> None:
+        super().__init__(server, problem)
+        self.server, self.problem = server, problem
+
+    def __str__(self) -> str:
+        return f"{self.server}: {self.problem}"

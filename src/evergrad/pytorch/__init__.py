@@ -1,0 +1,1 @@
+"""Everything that needs torch: publishing, training, and models that follow a replica."""

@@ -1,0 +1,137 @@
+"""Between an `nn.Module` and Evergrad's numpy core: which tensors, under which names, in which bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from evergrad.errors import SchemaMismatch
+from evergrad.replica import Replica
+from evergrad.schema import Schema, TensorSpec
+from evergrad.update import State
+
+_NAMES: dict[torch.dtype, str] = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64", torch.uint32: "U32",
+    torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTensor:
+    """One tensor of a module: `owner.attribute` is where it lives; a parameter, or a persistent buffer."""
+
+    name: str
+    tensor: torch.Tensor
+    parameter: bool
+
+
+def module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
+    """All that `state_dict` would hold, each tensor once, and the aliases of the tied ones.
+
+    Raises:
+        SchemaMismatch: a tensor that cannot be deployed (a dtype that safetensors has no name for, or not on the CPU).
+    """
+    found: dict[int, ModuleTensor] = {}
+    aliases: dict[str, str] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if not isinstance(value, torch.Tensor):
+            raise SchemaMismatch(name, "a tensor", type(value).__name__)
+        if id(value) in found:
+            aliases[name] = found[id(value)].name
+            continue
+        if value.dtype not in _NAMES or value.device.type != "cpu" or value.layout != torch.strided:
+            expected = f"a dense CPU tensor of {', '.join(_TYPES)}"
+            raise SchemaMismatch(name, expected, f"{value.dtype} on {value.device}, {value.layout}")
+        found[id(value)] = ModuleTensor(name, value, isinstance(value, nn.Parameter))
+    return list(found.values()), aliases
+
+
+def schema_of(module: nn.Module) -> Schema:
+    """The schema of a module's parameters and persistent buffers, in `state_dict` order. Raises SchemaMismatch."""
+    tensors, aliases = module_tensors(module)
+    return Schema([(t.name, _NAMES[t.tensor.dtype], tuple(t.tensor.shape)) for t in tensors], aliases)
+
+
+def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """The tensor's elements in storage types (BF16 and BOOL as their bits); shares memory where it is contiguous."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    elif tensor.dtype == torch.bool:
+        tensor = tensor.view(torch.uint8)
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array
+
+
+def as_tensor(array: npt.NDArray[Any], spec: TensorSpec) -> torch.Tensor:
+    """The inverse of `as_numpy`, in the shape of `spec`; shares the array's memory."""
+    return torch.from_numpy(array).view(_TYPES[spec.dtype]).view(spec.shape)
+
+
+def state_views(state: State) -> dict[str, torch.Tensor]:
+    """Writable tensors over a state's own memory, by name, aliases not included."""
+    schema = state.schema
+    starts = {group.dtype: (group.start, array) for group, array in zip(schema.groups, state.arrays, strict=True)}
+    views: dict[str, torch.Tensor] = {}
+    for spec in schema.tensors:
+        start, array = starts[spec.dtype]
+        views[spec.name] = as_tensor(array[spec.offset - start : spec.offset - start + spec.size], spec)
+    return views
+
+
+def state_of(module: nn.Module, schema: Schema | None = None) -> State:
+    """A copy of a module's tensors as a state. Raises SchemaMismatch where `schema` is another model's."""
+    found = schema_of(module)
+    if schema is not None:
+        schema.require(found)
+    tensors, _ = module_tensors(module)
+    return State.from_tensors(found, {t.name: as_numpy(t.tensor) for t in tensors})
+
+
+class ReplicaModule:
+    """A module whose tensors are a replica's own memory: each applied update is in the module at once, with no copy.
+
+    Args:
+        module: of the log's model; its tensors' storage is replaced.
+        replica: synced at least once before the first `predict`.
+
+    Raises:
+        SchemaMismatch: the log is of another model.
+    """
+
+    def __init__(self, module: nn.Module, replica: Replica) -> None:
+        self._module, self.replica = module.eval(), replica
+        self._attached = False
+        replica.schema.require(schema_of(module))
+
+    def predict(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+        """The module's outputs for a batch, all computed by one version, and that version.
+
+        Raises:
+            NotSynced: no version yet.
+        """
+        with self.replica.pin() as version, torch.inference_mode():
+            if not self._attached:
+                self._attach()
+            outputs: npt.NDArray[Any] = self._module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+            return outputs, version
+
+    def _attach(self) -> None:
+        views = state_views(self.replica.state)
+        tensors, _ = module_tensors(self._module)
+        for found in tensors:
+            found.tensor.data = views[found.name]
+        self._attached = True
+
+
+def batch_tensors(columns: Mapping[str, npt.NDArray[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns x and y of a batch as tensors, over the same memory."""
+    return torch.from_numpy(columns["x"]), torch.from_numpy(columns["y"])

@@ -1,0 +1,352 @@
+"""The publisher: sparse, exact deployment of any model that any optimizer trains.
+
+Two copies of the weights, and a loop between them (the memory of what was not sent is their difference; Stich,
+Cordonnier, Jaggi 2018, "Sparsified SGD with Memory"):
+
+    optimizer.step():   pre-hook    parameters show the master u
+                        the step    u moves, densely, by whatever the optimizer does
+                        post-hook   the k largest |u - w| are chosen; the deployed w moves there by exact steps;
+                                    closed loop: parameters show w again
+    publish():          what has moved since the last time becomes the next version in the log
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from evergrad.errors import (
+    ConfigError,
+    CorruptRecord,
+    OptimizerAttached,
+    ReplicaError,
+    UnsupportedFormat,
+    WeightsChanged,
+)
+from evergrad.log import UpdateLog, open_log
+from evergrad.pytorch.bridge import schema_of, state_of
+from evergrad.pytorch.select import top_k
+from evergrad.pytorch.weights import Weights
+from evergrad.replica import Replica
+from evergrad.schema import Schema
+from evergrad.update import Section, Snapshot, State, Steps, Update, Values, digest, fold, short_fingerprint
+
+logger = logging.getLogger(__name__)
+Forward = Literal["deployed", "master"]
+_attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
+_MAX_SECTIONS = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One published update: its version, its bytes in the log, and how many element moves it holds."""
+
+    version: int
+    update_bytes: int
+    elements: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublisherStats:
+    """What a publisher has done so far; `full_push_bytes` is what one dense push of the model would cost."""
+
+    version: int
+    digest: int
+    updates: int
+    update_bytes: int
+    snapshot_bytes: int
+    full_push_bytes: int
+
+
+class Publisher:
+    """Attaches to an optimizer, and publishes what it does to a model.
+
+    A log that exists is continued from its head: replicas need not restart. Weights that differ from the head's are
+    published at once, as one update of absolute values.
+
+    Args:
+        model: on the CPU. With `forward="deployed"` its parameters show the deployed weights between steps.
+        optimizer: any, over parameters of `model`.
+        log: a URL (see `evergrad.log.open_log`) or an open log.
+        density: the fraction of parameter elements that move at each optimizer step, in (0, 1].
+        forward: "deployed" (closed loop: gradients see the weights that users see) or "master" (open loop: training is
+            untouched, the deployed weights follow it).
+        buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
+            itself.
+        snapshot_every: versions between two snapshots.
+        factory: import path `package.module:callable` that builds the module, for servers of this log.
+        clock: seconds since 1970.
+
+    Raises:
+        ConfigError: a setting out of range. OptimizerAttached: close the other publisher first.
+        SchemaMismatch: the log is of another model. LogUnavailable, WriterConflict: see there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        log: str | UpdateLog,
+        *,
+        density: float = 1e-3,
+        forward: Forward = "deployed",
+        buffer_tolerance: float = 0.01,
+        snapshot_every: int = 1000,
+        factory: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        _check_settings(density, forward, buffer_tolerance, snapshot_every)
+        self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
+        if optimizer in _attached:
+            raise OptimizerAttached(_attached[optimizer])
+        self._model, self._optimizer = model, optimizer
+        self._tolerance, self._snapshot_every, self._clock = buffer_tolerance, snapshot_every, clock
+        self._run = secrets.randbits(64)
+        self._steps = self._updates = self._update_bytes = self._snapshot_bytes = 0
+        self._newest_us = 0
+        self._pending: list[Section] = []
+        schema = schema_of(model)
+        if self._log.begun():
+            self._continue_log(schema)
+        else:
+            self._state, self._version = state_of(model), 0
+            self._snapshot_bytes += self._log.begin(self._snapshot(), factory)
+        self._published_digest = self._state.digest
+        self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
+        self._attach(density)
+
+    def _continue_log(self, schema: Schema) -> None:
+        self._log.schema.require(schema)
+        replica = Replica(self._log)
+        try:
+            self._version = replica.sync()
+            self._state = replica.state
+            self._newest_us = replica.stats().newest_us
+        except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
+            logger.warning("%s; the log is continued from this model with a new snapshot", error)
+            self._rebase()
+
+    def _rebase(self) -> None:
+        # An update that fits no state sends every reader to the snapshot of the same version.
+        self._state = state_of(self._model)
+        self._version = max([*self._log.updates(), *self._log.snapshots()]) + 1
+        self._log.append(self._update(self._version, self._state.digest, ()))
+        self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
+
+    def _attach(self, density: float) -> None:
+        schema = self._state.schema
+        elements = sum(schema.by_name[name].size for name in self._weights.master)
+        self._k = max(1, round(density * elements))
+        self._difference = torch.zeros(schema.elements)
+        self._commit(self._weights.differing())
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
+        ]
+        _attached[self._optimizer] = self._log.url
+        self._weights.show_own()
+        if self._pending:
+            self.publish()
+
+    def master(self) -> AbstractContextManager[nn.Module]:
+        """Inside, the model's parameters are the master weights, and may be read, saved and changed in place."""
+        return self._weights.showing_master()
+
+    def deployed(self) -> AbstractContextManager[nn.Module]:
+        """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only."""
+        return self._weights.showing_deployed()
+
+    # -- the optimizer's step -------------------------------------------------------------------------------------
+
+    def _before_step(self) -> None:
+        self._weights.check_untouched()
+        self._weights.show_master()
+
+    def _after_step(self) -> None:
+        self._steps += 1
+        try:
+            self._move()
+        finally:
+            self._weights.show_own()
+
+    def _move(self) -> None:
+        """Chooses the k largest differences and moves the deployed weights there.
+
+        Raises:
+            NonFiniteWeights: the master holds NaN or infinity; deployed weights stay as they are.
+        """
+        schema, weights = self._state.schema, self._weights
+        for name, master in weights.master.items():
+            spec = schema.by_name[name]
+            target = self._difference[spec.offset : spec.offset + spec.size]
+            torch.sub(master.reshape(-1), weights.deployed[name].reshape(-1), out=target)
+        if not math.isfinite(float(self._difference.sum())):
+            weights.check_finite(self._steps)
+        chosen = top_k(self._difference.abs(), self._k)
+        moves, indices = self._difference[chosen].numpy(), chosen.numpy()
+        sections: list[Section] = []
+        for group in schema.groups:
+            first, last = np.searchsorted(indices, (group.start, group.stop))
+            if first == last:
+                continue
+            mine = slice(int(first), int(last))
+            if group.dtype == "F32":
+                scale = float(np.abs(moves[mine]).mean(dtype=np.float32))
+                sections.append(Steps(indices[mine], moves[mine] < 0, scale))
+            else:
+                sections.append(Values(indices[mine], weights.master_values(indices[mine]), group.dtype))
+        self._commit(sections)
+
+    def _commit(self, sections: list[Section]) -> None:
+        self._state.commit(self._state.resolve(sections))
+        self._pending.extend(sections)
+        if len(self._pending) > _MAX_SECTIONS - 8:
+            self._pending = list(self._folded())
+
+    def _folded(self) -> tuple[Values, ...]:
+        touched: dict[int, list[np.ndarray[Any, Any]]] = {}
+        for section in self._pending:
+            dtype = "F32" if isinstance(section, Steps) else section.dtype
+            group = next(i for i, g in enumerate(self._state.schema.groups) if g.dtype == dtype)
+            touched.setdefault(group, []).append(section.indices - self._state.schema.groups[group].start)
+        return fold(self._state, {group: np.unique(np.concatenate(found)) for group, found in touched.items()})
+
+    # -- publishing -----------------------------------------------------------------------------------------------
+
+    def publish(self, newest_s: float | None = None) -> Published | None:
+        """Appends what has moved since the last time as the next version; None where nothing has.
+
+        Args:
+            newest_s: when the newest example that the model has learned from arrived, seconds since 1970; default: now.
+
+        Raises:
+            WriterConflict: another publisher wrote this version. LogUnavailable: the store failed; what was to be sent
+                is kept, and goes out with the next call. NonFiniteWeights: a buffer holds NaN or infinity.
+            WeightsChanged: deployed weights were written to from elsewhere.
+        """
+        self._weights.check_untouched()
+        self._commit(self._weights.stale_buffers(self._tolerance, self._steps))
+        if not self._pending:
+            return None
+        newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
+        self._newest_us = max(self._newest_us, newest_us)
+        sections = self._smallest()
+        update = self._update(self._version + 1, self._published_digest, sections)
+        size = self._log.append(update)
+        self._version, self._published_digest, self._pending = update.version, self._state.digest, []
+        self._updates += 1
+        self._update_bytes += size
+        if self._version % self._snapshot_every == 0:
+            self._write_snapshot()
+        return Published(version=self._version, update_bytes=size, elements=update.elements)
+
+    def _smallest(self) -> tuple[Section, ...]:
+        bundle = tuple(self._pending)
+        kinds = {"steps" if isinstance(section, Steps) else section.dtype for section in bundle}
+        if len(kinds) == len(bundle):
+            return bundle
+        return min(
+            bundle,
+            self._folded(),
+            key=lambda sections: sum(_estimated_bits(s, self._state) for s in sections),
+        )
+
+    def _update(self, version: int, before: int, sections: tuple[Section, ...]) -> Update:
+        return Update(
+            base_version=version - 1,
+            version=version,
+            run=self._run,
+            schema=short_fingerprint(self._state.schema),
+            digest_before=before,
+            digest_after=self._state.digest,
+            newest_us=self._newest_us,
+            sections=sections,
+        )
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(version=self._version, run=self._run, newest_us=self._newest_us, state=self._state)
+
+    def _write_snapshot(self) -> None:
+        # The one place that reads every element: writes that no version counter saw (`p.data.mul_`) are found here.
+        if digest(self._state.schema, self._state.arrays) != self._state.digest:
+            raise WeightsChanged("a parameter")
+        self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
+
+    @property
+    def log(self) -> UpdateLog:
+        """The log that it writes."""
+        return self._log
+
+    @property
+    def version(self) -> int:
+        """The version published last."""
+        return self._version
+
+    @property
+    def digest(self) -> int:
+        """The digest of the version published last."""
+        return self._published_digest
+
+    def stats(self) -> PublisherStats:
+        """Counts of this publisher, from its start on."""
+        return PublisherStats(
+            version=self._version,
+            digest=self._published_digest,
+            updates=self._updates,
+            update_bytes=self._update_bytes,
+            snapshot_bytes=self._snapshot_bytes,
+            full_push_bytes=self._state.schema.nbytes,
+        )
+
+    def detach(self) -> None:
+        """Gives the loop back as it was: no hooks, parameters are the master weights. Publishes nothing more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if _attached.pop(self._optimizer, None) is not None:
+            self._weights.show_master()
+
+    def close(self) -> None:
+        """Publishes what has moved, and detaches."""
+        try:
+            if self._hooks:
+                self.publish()
+        finally:
+            self.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.detach()
+
+
+def _check_settings(density: float, forward: str, tolerance: float, snapshot_every: int) -> None:
+    if not 0 < density <= 1:
+        raise ConfigError("density", f"must lie in (0, 1], not {density}")
+    if forward not in ("deployed", "master"):
+        raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
+    if not 0 <= tolerance < 1:
+        raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
+    if snapshot_every < 1:
+        raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
+
+
+def _estimated_bits(section: Section, state: State) -> float:
+    count = len(section.indices)
+    payload = 1 if isinstance(section, Steps) else 8 * section.values.itemsize
+    return 200 + count * (payload + 1.5 + math.log2(max(1.0, state.schema.elements / max(1, count))))

@@ -1,0 +1,147 @@
+"""The two copies of a model's weights, and which of them its parameters show.
+
+- master `u`: the parameters' own storage, as the user made it; what the optimizer steps.
+- deployed `w`: views of a `State`, exactly what the replicas hold.
+
+Showing one or the other swaps pointers (`parameter.data`) and copies nothing. Buffers always show their own, live
+storage: forward passes write to it; the deployed copy follows when a publisher says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from evergrad.errors import NonFiniteWeights, WeightsChanged
+from evergrad.pytorch.bridge import ModuleTensor, as_numpy, module_tensors, state_views
+from evergrad.update import Section, State, Values
+
+
+class Weights:
+    """Master and deployed weights of one model.
+
+    Args:
+        model: its parameters are swapped.
+        state: the deployed copy; of the model's schema.
+        closed_loop: between steps the parameters show the deployed weights, not the master.
+    """
+
+    def __init__(self, model: nn.Module, state: State, *, closed_loop: bool) -> None:
+        tensors, _ = module_tensors(model)
+        self._model, self._state, self._closed_loop = model, state, closed_loop
+        self.parameters = [t for t in tensors if t.parameter and t.tensor.is_floating_point()]
+        self.buffers = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
+        self.master = {t.name: t.tensor.data for t in self.parameters}
+        self.deployed = state_views(state)
+        self._counters: list[int] = []
+
+    def show_own(self) -> None:
+        """Parameters show what this loop trains on between steps."""
+        self._show(self.deployed if self._closed_loop else self.master)
+        self._counters = [found.tensor._version for found in self.parameters]
+
+    def show_master(self) -> None:
+        """Parameters show the master weights."""
+        self._show(self.master)
+
+    def _show(self, copy: dict[str, torch.Tensor]) -> None:
+        for found in self.parameters:
+            found.tensor.data = copy[found.name]
+
+    def check_untouched(self) -> None:
+        """Raises WeightsChanged where somebody wrote to the deployed weights while the parameters showed them."""
+        if self._closed_loop:
+            for found, counter in zip(self.parameters, self._counters, strict=True):
+                if found.tensor._version != counter:
+                    raise WeightsChanged(found.name)
+
+    def check_finite(self, step: int) -> None:
+        """Raises NonFiniteWeights where a master weight is NaN or infinite."""
+        for name, tensor in self.master.items():
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteWeights(name, step)
+
+    @contextmanager
+    def showing_master(self) -> Iterator[nn.Module]:
+        """Inside, parameters are the master weights, and may be changed in place."""
+        self.check_untouched()
+        self.show_master()
+        try:
+            yield self._model
+        finally:
+            self.show_own()
+
+    @contextmanager
+    def showing_deployed(self) -> Iterator[nn.Module]:
+        """Inside, parameters and buffers are the deployed ones, for evaluation only."""
+        live = {found.name: found.tensor.data for found in self.buffers}
+        self.check_untouched()
+        for found in (*self.parameters, *self.buffers):
+            found.tensor.data = self.deployed[found.name]
+        try:
+            yield self._model
+        finally:
+            for found in self.buffers:
+                found.tensor.data = live[found.name]
+            self.show_own()
+
+    def master_values(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The master's elements at flat `indices` (ascending, all of one dtype), in storage types."""
+        parts = []
+        for name, tensor in self.master.items():
+            spec = self._state.schema.by_name[name]
+            first, last = np.searchsorted(indices, (spec.offset, spec.offset + spec.size))
+            if first < last:
+                parts.append((spec.offset, as_numpy(tensor.reshape(-1))[indices[first:last] - spec.offset]))
+        return np.concatenate([values for _, values in sorted(parts, key=lambda part: part[0])])
+
+    def differing(self) -> list[Section]:
+        """Absolute values of every element whose live bits are not the deployed ones."""
+        return self._as_values([(found, _bits_differ(found.tensor, self.deployed[found.name]))
+                                for found in (*self.parameters, *self.buffers)])  # fmt: skip
+
+    def stale_buffers(self, tolerance: float, step: int) -> list[Section]:
+        """Absolute values of the buffer elements that are off by more than `tolerance` of themselves.
+
+        Elements of integer buffers are due whenever they differ. Raises NonFiniteWeights.
+        """
+        due = []
+        for found in self.buffers:
+            deployed = self.deployed[found.name]
+            changed = _bits_differ(found.tensor, deployed)
+            if found.tensor.is_floating_point() and bool(changed.any()):
+                live = found.tensor.double()
+                if not bool(live[changed].isfinite().all()):
+                    raise NonFiniteWeights(found.name, step)
+                changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
+            due.append((found, changed))
+        return self._as_values(due)
+
+    def _as_values(self, due: list[tuple[ModuleTensor, torch.Tensor]]) -> list[Section]:
+        """One section per dtype, in index order."""
+        by_dtype: dict[str, list[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]] = {}
+        for found, changed in due:
+            spec = self._state.schema.by_name[found.name]
+            positions = changed.reshape(-1).nonzero().squeeze(1).numpy()
+            if len(positions):
+                live = self.master.get(found.name, found.tensor)
+                values = as_numpy(live.reshape(-1))[positions]
+                by_dtype.setdefault(spec.dtype, []).append((positions + spec.offset, values))
+        sections: list[Section] = []
+        for dtype, parts in by_dtype.items():
+            indices = np.concatenate([part[0] for part in parts])
+            order = np.argsort(indices)
+            sections.append(Values(indices[order], np.concatenate([part[1] for part in parts])[order], dtype))
+        return sections
+
+
+def _bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:
+    mine, own = as_numpy(live), as_numpy(deployed)
+    bits = f"u{mine.dtype.itemsize}"
+    return torch.from_numpy(np.asarray(mine.view(bits) != own.view(bits)))

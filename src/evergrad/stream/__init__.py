@@ -1,0 +1,59 @@
+"""Where new labelled examples come from.
+
+A source is any iterable of batches, oldest first. `batches` takes what users have (pairs of arrays, torch loaders,
+`Batch`es) and gives `Batch`es; `files` reads them from disk. A further source is one more file here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evergrad.errors import ConfigError
+
+__all__ = ["Batch", "Source", "batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """New labelled examples that arrived together.
+
+    Attributes:
+        x: inputs, [examples, ...].
+        y: labels, [examples, ...].
+        arrived_s: when the newest of them arrived, seconds since 1970.
+    """
+
+    x: npt.NDArray[Any]
+    y: npt.NDArray[Any]
+    arrived_s: float
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+Source = Iterable[Batch | tuple[Any, Any] | list[Any]]
+
+
+def batches(source: Source, clock: Callable[[], float]) -> Iterator[Batch]:
+    """Each item of `source` as a `Batch`; a pair (x, y) of arrays or tensors has just arrived.
+
+    Raises:
+        ConfigError: an item is neither, or its x and y differ in length.
+    """
+    for number, item in enumerate(source):
+        if not isinstance(item, Batch):
+            if not isinstance(item, (tuple, list)) or len(item) != 2:
+                raise ConfigError(
+                    "stream", f"item {number} is {type(item).__name__}; expected a pair (x, y) or a Batch"
+                )
+            x, y = (np.asarray(part) for part in item)
+            item = Batch(x, y, clock())  # noqa: PLW2901 - the item, in its uniform shape
+        if item.x.ndim < 1 or item.y.ndim < 1 or len(item.x) != len(item.y):
+            raise ConfigError("stream", f"item {number} has x of shape {item.x.shape} and y of shape {item.y.shape}")
+        if len(item):
+            yield item

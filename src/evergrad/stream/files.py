@@ -1,0 +1,49 @@
+"""Streams that lie on disk."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evergrad.errors import ConfigError
+from evergrad.stream import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzStream:
+    """The arrays `x` and `y` of an .npz file, in file order, `batch` examples at a time.
+
+    Args:
+        path: the file; only plain arrays are read, never pickled objects.
+        batch: examples that arrive together.
+
+    Raises:
+        ConfigError: no such file, or it does not hold x and y of one length.
+    """
+
+    path: str
+    batch: int = 8
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError("stream.batch", f"must be 1 or more, not {self.batch}")
+        if not Path(self.path).is_file():
+            raise ConfigError("stream.path", f"no file at {self.path}")
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                x, y = arrays["x"], arrays["y"]
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ConfigError("stream.path", f"{self.path} must hold plain arrays x and y: {error}") from error
+        if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
+            raise ConfigError("stream.path", f"{self.path} holds x of shape {x.shape} and y of shape {y.shape}")
+        for start in range(0, len(x), self.batch):
+            part = slice(start, start + self.batch)
+            yield Batch(x[part], y[part], self.clock())
