@@ -1,0 +1,258 @@
+"""`run`: the one place where all parts are joined.
+
+stream -> predict and score (prequential) -> gate -> history, sampler, trigger -> step -> publisher -> log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from evergrad.config import build, build_one_of, import_object, load_toml
+from evergrad.errors import ConfigError
+from evergrad.gate import Gate
+from evergrad.history import History
+from evergrad.metrics import Running, Score, absolute_error, accuracy
+from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.trainer import Loss, Step, Trainer
+from evergrad.records import RecordWriter
+from evergrad.sampling import Sampler, Uniform, Window
+from evergrad.stream import Batch, Source, batches
+from evergrad.stream.files import NpzStream
+from evergrad.trigger import EveryN, EverySeconds, Trigger
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Predict = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What happened to one batch of the stream.
+
+    Attributes:
+        batch: as it came.
+        loss, score: of the predictions made before training on it; `score` is NaN where no score was asked for.
+        step: the training step that it triggered, if any.
+        held: whether the gate held the update back.
+        examples: seen so far. updates, update_bytes: published so far.
+    """
+
+    batch: Batch
+    loss: float
+    score: float
+    step: Step | None
+    held: bool
+    examples: int
+    updates: int
+    update_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """A whole run. `score` and `loss` are prequential means over the stream; the rest as in `PublisherStats`, or 0."""
+
+    examples: int
+    steps: int
+    loss: float
+    score: float
+    version: int
+    digest: int
+    updates: int
+    update_bytes: int
+    snapshot_bytes: int
+    full_push_bytes: int
+
+
+Observe = Callable[[Progress], Mapping[str, Any] | None]
+
+
+def run(
+    *,
+    model: nn.Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    stream: Source,
+    trigger: Trigger,
+    sampler: Sampler,
+    batch_size: int,
+    log: str | None = None,
+    density: float = 1e-3,
+    forward: Forward = "deployed",
+    history: History | str | Path | None = None,
+    gate: Gate | None = None,
+    predict: Predict | None = None,
+    score: Score | None = None,
+    observe: Observe | None = None,
+    records: str | Path | None = None,
+    factory: str | None = None,
+    clock: Callable[[], float] = time.time,
+) -> RunSummary:
+    """Keeps a model fresh until its stream ends: predict, score, learn, publish, batch by batch.
+
+    Args:
+        model, loss, optimizer, trigger, sampler, batch_size: see `Trainer`.
+        stream: pairs (x, y) of arrays or tensors, or `Batch`es; oldest first.
+        log: where updates go (see `open_log`); None: train, and deploy nothing.
+        density, forward, factory: see `Publisher`.
+        history: a folder, or an open history; None: a temporary one. What it holds already is sampled from.
+        gate: holds updates while the fresh loss is bad; None: every update goes out.
+        predict: who predicts each batch before it is trained on, for example a server; None: the deployed copy here.
+        score: one number per example, for example `evergrad.metrics.accuracy`.
+        observe: called after each batch; the fields that it gives join the batch's record.
+        records: a file for one JSON line per batch.
+
+    Raises:
+        ConfigError, SchemaMismatch, LogError, TrainingError, HistoryError: see those. Whatever is raised, log and
+            history are valid, and the model's parameters are the master weights again.
+    """
+    publisher = (
+        Publisher(model, optimizer, log, density=density, forward=forward, factory=factory, clock=clock)
+        if log is not None
+        else None
+    )
+    with contextlib.ExitStack() as stack:
+        if publisher:
+            stack.callback(publisher.detach)
+        if not isinstance(history, History):
+            history = History(history or stack.enter_context(tempfile.TemporaryDirectory(prefix="evergrad-")))
+        writer = stack.enter_context(RecordWriter(records, clock=clock)) if records else None
+        trainer = Trainer(
+            model=model, loss=loss, optimizer=optimizer, history=history, sampler=sampler, trigger=trigger,
+            batch_size=batch_size, publisher=publisher,
+        )  # fmt: skip
+        losses, scores, held = Running(), Running(), False
+        for batch in batches(stream, clock):
+            outputs = (predict or trainer.predict)(batch.x)
+            fresh_loss = trainer.loss_of(outputs, batch.y)
+            fresh = Running()
+            if score:
+                fresh.add(score(outputs, batch.y))
+                scores.add(score(outputs, batch.y))
+            losses.add([fresh_loss] * len(batch))
+            held = gate is not None and not gate.judge(fresh_loss)
+            step = trainer.learn(batch, publish=not held)
+            stats = publisher.stats() if publisher else None
+            progress = Progress(
+                batch=batch, loss=fresh_loss, score=fresh.value, step=step, held=held, examples=losses.count,
+                updates=stats.updates if stats else 0, update_bytes=stats.update_bytes if stats else 0,
+            )  # fmt: skip
+            extra = observe(progress) if observe else None
+            if writer:
+                writer.write("batch", **_fields(progress), **(extra or {}))
+        if publisher and not held:
+            publisher.publish()
+        return _summary(trainer, publisher, losses, scores)
+
+
+def _fields(progress: Progress) -> dict[str, Any]:
+    step = progress.step
+    return {
+        "examples": progress.examples,
+        "loss": progress.loss,
+        "score": progress.score,
+        "held": progress.held,
+        "train_loss": step.loss if step else None,
+        "version": step.published.version if step and step.published else None,
+        "update_bytes": step.published.update_bytes if step and step.published else 0,
+        "elements": step.published.elements if step and step.published else 0,
+    }
+
+
+def _summary(trainer: Trainer, publisher: Publisher | None, losses: Running, scores: Running) -> RunSummary:
+    stats = publisher.stats() if publisher else None
+    return RunSummary(
+        examples=losses.count,
+        steps=trainer.steps,
+        loss=losses.value,
+        score=scores.value,
+        version=stats.version if stats else 0,
+        digest=stats.digest if stats else 0,
+        updates=stats.updates if stats else 0,
+        update_bytes=stats.update_bytes if stats else 0,
+        snapshot_bytes=stats.snapshot_bytes if stats else 0,
+        full_push_bytes=stats.full_push_bytes if stats else 0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run as TOML: the fields of `run`, with import paths (`package.module:name`) where that takes code.
+
+    Attributes:
+        model: builds the module; called without arguments.
+        loss: called as loss(model(x), y).
+        optimizer: `factory`, called with the model's parameters and all other keys of the table.
+        stream: the fields of `NpzStream`.
+        trigger: `kind` every_n or every_seconds, and its fields. sampler: `kind` uniform or window, and its fields.
+        gate: the fields of `Gate`; absent: none.
+        score: accuracy or absolute_error.
+    """
+
+    model: str
+    loss: str
+    log: str
+    optimizer: dict[str, Any]
+    stream: dict[str, Any]
+    trigger: dict[str, Any]
+    sampler: dict[str, Any]
+    batch_size: int
+    density: float = 1e-3
+    forward: Forward = "deployed"
+    history: str | None = None
+    gate: dict[str, Any] | None = None
+    score: str | None = None
+    records: str | None = None
+
+
+_TRIGGERS: dict[str, type[Any]] = {"every_n": EveryN, "every_seconds": EverySeconds}
+_SAMPLERS: dict[str, type[Any]] = {"uniform": Uniform, "window": Window}
+_SCORES: dict[str | None, Score | None] = {None: None, "accuracy": accuracy, "absolute_error": absolute_error}
+
+
+def load_run(path: str | Path) -> dict[str, Any]:
+    """The keyword arguments of `run` that a TOML file describes.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, missing or of a wrong type, or an import path
+            leads nowhere.
+    """
+    config = build(RunConfig, load_toml(path))
+    if config.score not in _SCORES:
+        raise ConfigError("score", f"must be accuracy or absolute_error, not {config.score!r}")
+    model = _call("model", import_object(config.model, "model"))
+    options = {key: value for key, value in config.optimizer.items() if key != "factory"}
+    make_optimizer = import_object(str(config.optimizer.get("factory")), "optimizer.factory")
+    return {
+        "model": model,
+        "loss": import_object(config.loss, "loss"),
+        "optimizer": _call("optimizer", make_optimizer, model.parameters(), **options),
+        "stream": build(NpzStream, config.stream, "stream"),
+        "log": config.log,
+        "trigger": build_one_of(_TRIGGERS, config.trigger, "trigger"),
+        "sampler": build_one_of(_SAMPLERS, config.sampler, "sampler"),
+        "batch_size": config.batch_size,
+        "density": config.density,
+        "forward": config.forward,
+        "history": config.history,
+        "gate": build(Gate, config.gate, "gate") if config.gate is not None else None,
+        "score": _SCORES[config.score],
+        "records": config.records,
+        "factory": config.model,
+    }
+
+
+def _call(where: str, factory: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return factory(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(where, f"{factory!r} refuses its arguments: {error}") from error
