@@ -18,8 +18,8 @@ class Gate:
 
     The deployed model's loss on each new batch (scored before it is trained on) feeds a fast and a slow fading mean.
     Updates are held while the fast one is above `ratio` times the slow one, and above it by `sigmas` of its standard
-    errors. The slow mean then stands still, so a lasting fault is not learned as the new normal, but for at most
-    `patience` batches: after that the change is taken for a drift of the world.
+    errors, but for at most `patience` batches: after that the change is taken for a drift of the world, which only
+    fresh weights can follow, and both means start anew. So it stops a burst of bad labels, not a lasting fault.
 
     Args:
         ratio, sigmas: how much worse is too much.
@@ -31,7 +31,7 @@ class Gate:
     sigmas: float = 6.0
     fresh: float = 8.0
     baseline: float = 256.0
-    patience: int = 100
+    patience: int = 16
 
     def __post_init__(self) -> None:
         if not self.ratio >= 1:
@@ -42,9 +42,12 @@ class Gate:
             raise ConfigError("gate.fresh", f"must lie between 0 and gate.baseline, not {self.fresh}")
         if self.patience < 0:
             raise ConfigError("gate.patience", f"must be 0 or more, not {self.patience}")
-        self._fast, self._slow, self._slow_square = (Fading(h) for h in (self.fresh, self.baseline, self.baseline))
+        self._start()
         decay = 0.5 ** (1 / self.fresh)
         self._error_factor = math.sqrt((1 - decay) / (1 + decay))  # of an exponentially weighted mean
+
+    def _start(self) -> None:
+        self._fast, self._slow, self._slow_square = (Fading(h) for h in (self.fresh, self.baseline, self.baseline))
         self._batches = self.held = 0
 
     def judge(self, loss: float) -> bool:
@@ -56,6 +59,8 @@ class Gate:
         if bad and self.held < self.patience:
             self.held += 1
             return False
+        if bad:
+            self._start()
         self.held = 0
         if math.isfinite(loss):
             self._slow.add(loss)
