@@ -1,0 +1,137 @@
+"""The command, as a user types it: real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evergrad
+from tests.pipeline.tasks import make_examples
+
+MODEL = """
+from torch import nn
+
+def make():
+    return nn.Linear(8, 4)
+"""
+CONFIG = """
+model = "mine:make"
+loss = "torch.nn.functional:cross_entropy"
+log = "file:updates"
+batch_size = 32
+density = 0.1
+score = "accuracy"
+records = "records.jsonl"
+
+[optimizer]
+factory = "torch.optim:Adam"
+lr = 0.01
+
+[stream]
+path = "stream.npz"
+batch = 8
+
+[trigger]
+kind = "every_n"
+n = 8
+
+[sampler]
+kind = "uniform"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    x, y = make_examples(160)
+    np.savez(tmp_path / "stream.npz", x=x, y=y)
+    (tmp_path / "mine.py").write_text(MODEL)
+    (tmp_path / "config.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def evergrad_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "evergrad", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_run_then_show_agree_on_version_and_digest(place: Path) -> None:
+    done = evergrad_command(place, "run", "config.toml")
+    assert done.returncode == 0, done.stderr
+    replica = evergrad.Replica(f"file:{place / 'updates'}")
+    replica.sync()
+    assert replica.version == 20
+    assert f"20, digest {replica.digest:016x}" in done.stdout
+    shown = evergrad_command(place, "log", "show", "updates", "--last", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert f"{replica.digest:016x}" in shown.stdout
+    assert "mine:make" in shown.stdout
+    assert [line.split()[0] for line in shown.stdout.splitlines()[-3:]] == ["18", "19", "20"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("batch_size = 32", "batch_sise = 32"), ["ConfigError", "batch_sise", "did you mean 'batch_size'"]),
+        (("n = 8", "m = 8"), ["ConfigError", "trigger.m", "unknown key"]),
+        (("batch_size = 32", 'batch_size = "many"'), ["ConfigError", "batch_size"]),
+        (("mine:make", "mine:nothing"), ["ConfigError", "model", "mine:nothing"]),
+        (("mine:make", "mine.make"), ["ConfigError", "package.module:name"]),
+        (("stream.npz", "missing.npz"), ["ConfigError", "stream.path", "missing.npz"]),
+        (('kind = "every_n"', 'kind = "sometimes"'), ["ConfigError", "trigger.kind", "every_n, every_seconds"]),
+        (("lr = 0.01", "learning = 0.01"), ["ConfigError", "optimizer"]),
+        (("log =", "log"), ["ConfigError", "config.toml"]),
+        (("file:updates", "s4:updates"), ["ConfigError", "s4"]),
+        (("density = 0.1", "density = 1.5"), ["ConfigError", "density"]),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_and_touches_nothing(
+    place: Path, change: tuple[str, str], words: list[str]
+) -> None:
+    (place / "config.toml").write_text(CONFIG.replace(*change, 1))
+    done = evergrad_command(place, "run", "config.toml")
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in words), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (place / "updates").exists()
+
+
+def test_show_of_a_missing_log_says_so(tmp_path: Path) -> None:
+    done = evergrad_command(tmp_path, "log", "show", "nowhere")
+    assert done.returncode == 1
+    assert "LogNotFound: no update log at nowhere" in done.stderr
+
+
+def test_show_of_a_truncated_log_names_the_record_and_keeps_the_rest(place: Path) -> None:
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    path = place / "updates" / "updates" / "000000000020.eg"
+    path.write_bytes(path.read_bytes()[:-5])
+    done = evergrad_command(place, "log", "show", "updates")
+    assert done.returncode == 1
+    assert "CorruptRecord: updates/000000000020.eg" in done.stderr
+    again = evergrad_command(place, "run", "config.toml")
+    assert again.returncode == 0, again.stderr
+    replica = evergrad.Replica(f"file:{place / 'updates'}")
+    assert replica.sync() == 41
+    assert evergrad_command(place, "log", "show", "updates").returncode == 0
+
+
+def test_serve_of_a_log_that_does_not_say_its_model_asks_for_it(tmp_path: Path) -> None:
+    from torch import nn, optim
+
+    model = nn.Linear(2, 2)
+    evergrad.Publisher(model, optim.SGD(model.parameters(), 0.1), f"file:{tmp_path / 'updates'}").close()
+    done = evergrad_command(tmp_path, "serve", "updates")
+    assert done.returncode == 1
+    assert "ConfigError: --model" in done.stderr
+
+
+def test_serve_of_another_model_names_the_tensor(place: Path) -> None:
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    (place / "other.py").write_text("from torch import nn\n\ndef make():\n    return nn.Linear(8, 5)\n")
+    done = evergrad_command(place, "serve", "updates", "--model", "other:make")
+    assert done.returncode == 1
+    assert "SchemaMismatch: tensor 'weight': expected F32 [4, 8], found F32 [5, 8]" in done.stderr

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from evergrad import Batch, EveryN, EverySeconds, History, Publisher, Replica, Trainer, Uniform
+from evergrad.errors import ConfigError, HistoryMismatch, NonFiniteLoss
+from tests.pipeline.tasks import make_examples, seeded_model
+
+
+def make_trainer(
+    folder: Path, *, trigger=None, batch_size: int = 32, publisher=None, model=None, optimizer=None
+) -> Trainer:
+    model = model or seeded_model()
+    return Trainer(
+        model=model,
+        loss=cross_entropy,
+        optimizer=optimizer or torch.optim.SGD(model.parameters(), 0.1),
+        history=History(folder / "history"),
+        sampler=Uniform(seed=1),
+        trigger=trigger or EveryN(8),
+        batch_size=batch_size,
+        publisher=publisher,
+    )
+
+
+def batch(count: int, seed: int, arrived_s: float = 1.0) -> Batch:
+    return Batch(*make_examples(count, seed), arrived_s)
+
+
+def test_a_step_joins_all_new_examples_with_sampled_history(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    first = trainer.learn(batch(8, seed=1))
+    assert first is not None
+    assert (first.number, first.new, first.old) == (1, 8, 0)
+    for seed in (2, 3):
+        trainer.learn(batch(8, seed))
+    fourth = trainer.learn(batch(16, seed=4))
+    assert fourth is not None
+    assert (fourth.number, fourth.new, fourth.old) == (4, 16, 16)
+
+
+def test_examples_wait_for_the_trigger_and_then_all_join(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, trigger=EverySeconds(10))
+    assert trainer.learn(batch(4, seed=1, arrived_s=100.0)) is None
+    assert trainer.learn(batch(4, seed=2, arrived_s=109.0)) is None
+    step = trainer.learn(batch(4, seed=3, arrived_s=110.0))
+    assert step is not None
+    assert (step.new, step.old) == (12, 0)
+
+
+def test_new_examples_all_join_even_where_they_exceed_the_batch_size(tmp_path: Path) -> None:
+    step = make_trainer(tmp_path, batch_size=4).learn(batch(20, seed=1))
+    assert step is not None
+    assert (step.new, step.old) == (20, 0)
+
+
+def test_history_of_an_earlier_run_is_sampled_but_is_not_new(tmp_path: Path) -> None:
+    x, y = make_examples(100)
+    History(tmp_path / "history").append({"x": x, "y": y})
+    step = make_trainer(tmp_path).learn(batch(8, seed=1))
+    assert step is not None
+    assert (step.new, step.old) == (8, 24)
+
+
+def test_a_non_finite_loss_takes_no_step_and_publishes_nothing(tmp_path: Path) -> None:
+    model = seeded_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}")
+    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    trainer.learn(batch(8, seed=1))
+    before = publisher.version, publisher.digest
+    poison = batch(8, seed=2)
+    poison.x[3, 5] = np.nan
+    with pytest.raises(NonFiniteLoss, match="step 2 is nan"):
+        trainer.learn(poison)
+    assert (publisher.version, publisher.digest) == before
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    replica = Replica(f"file:{tmp_path / 'log'}")
+    assert (replica.sync(), replica.digest) == before
+
+
+def test_a_batch_that_does_not_fit_the_history_changes_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.learn(batch(8, seed=1))
+    x, y = make_examples(8, seed=2)
+    with pytest.raises(HistoryMismatch, match="column 'x'"):
+        trainer.learn(Batch(x.astype(np.float64), y, 1.0))
+    step = trainer.learn(batch(8, seed=3))
+    assert step is not None
+    assert (step.new, step.old) == (8, 8)
+
+
+def test_predictions_come_from_the_deployed_copy(tmp_path: Path) -> None:
+    model = seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01, forward="master")
+    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    for seed in range(5):
+        trainer.learn(batch(8, seed))
+    replica = Replica(f"file:{tmp_path / 'log'}")
+    replica.sync()
+    x, _ = make_examples(8, seed=9)
+    fresh = seeded_model(seed=5).eval()
+    fresh.load_state_dict({name: torch.tensor(value) for name, value in replica.weights.items()})
+    with torch.no_grad():
+        expected = fresh(torch.from_numpy(x)).numpy()
+        trained = model.eval()(torch.from_numpy(x)).numpy()
+    assert np.array_equal(trainer.predict(x), expected)
+    assert not np.array_equal(trained, expected)
+
+
+def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> None:
+    model = seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.05)
+    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    held = trainer.learn(batch(8, seed=1), publish=False)
+    assert held is not None
+    assert held.published is None
+    assert publisher.version == 0
+    step = trainer.learn(batch(8, seed=2))
+    assert step is not None
+    assert step.published is not None
+    assert step.published.elements > 2 * 10
+    replica = Replica(f"file:{tmp_path / 'log'}")
+    assert (replica.sync(), replica.digest) == (1, publisher.digest)
+
+
+def test_a_batch_size_below_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        make_trainer(tmp_path, batch_size=0)
