@@ -38,13 +38,9 @@ def test_a_restart_between_two_requests_is_not_seen(tmp_path: Path) -> None:
     with serving(training.servable()) as (server, _):
         client = InferenceClient(server.url)
         until(client.ready)
-    with serving_at(training, server.url) as second, client:
-        until(InferenceClient(second.url).ready)
+    with Server(training.servable(), port=urlsplit(server.url).port or 0), InferenceClient(server.url) as other, client:
+        until(other.ready)
         assert client.infer(BATCH).version == 0
-
-
-def serving_at(training: Training, url: str) -> Server:
-    return Server(training.servable(), port=urlsplit(url).port or 0)
 
 
 def test_refusals_and_unknown_models_are_errors(tmp_path: Path) -> None:
@@ -54,7 +50,7 @@ def test_refusals_and_unknown_models_are_errors(tmp_path: Path) -> None:
             client.infer(BATCH.astype(float))
         with pytest.raises(ServerError, match="no datatype for"):
             client.infer(np.array(["text"]))
-        with InferenceClient(server.url, "other") as other, pytest.raises(ServerError, match="404.*other"):
+        with InferenceClient(server.url, "other") as other, pytest.raises(ServerError, match=r"404.*other"):
             other.info()
         assert client.infer(np.asfortranarray(BATCH).astype(">f4")).version == 0
 
