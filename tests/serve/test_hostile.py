@@ -132,6 +132,14 @@ def test_a_connection_that_stops_in_mid_request(server: tuple[Server, InferenceC
     assert server[1].infer(BATCH).version == 0
 
 
+def test_a_request_that_is_too_large_is_refused_before_it_is_read(server: tuple[Server, InferenceClient]) -> None:
+    address = urlsplit(server[0].url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as raw:
+        raw.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 40}\r\n\r\n{{".encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+    assert server[1].ready()
+
+
 class Broken:
     """A servable with a defect of its own."""
 

@@ -33,6 +33,7 @@ def test_answers_follow_the_trainer_bit_for_bit(tmp_path: Path) -> None:
             assert np.array_equal(answer.outputs, training.outputs())
             assert (answer.version, answer.digest) == (version, training.publisher.digest)
             assert (answer.staleness_s < math.inf) == (version > 0)
+            assert (client.info()["staleness_s"] is None) == (version == 0)
             training.step()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.client import Answer, InferenceClient
 from evergrad.serve.model import Servable
-from tests.serve.support import Array, serving, until
+from evergrad.testing import FaultyStore
+from tests.serve.support import Array, Training, serving, until
 
 UPDATES, CLIENTS = 300, 4
 ONE = np.zeros((1, 1), np.float32)
@@ -93,3 +96,42 @@ def test_no_answer_is_torn(tmp_path: Path, make: Callable[[Replica], Servable]) 
             versions.add(answer.version)
         assert len(versions) > 10
         assert client.infer(ONE).digest == publisher.digest
+
+
+class Impatient(Replica):
+    """The next version is written in at the very moment that a pin is released."""
+
+    def __init__(self, url: str, hidden: str) -> None:
+        self.store = FaultyStore(open_log(url).store, replace={hidden: None})
+        super().__init__(UpdateLog(self.store, url))
+
+    @contextmanager
+    def pin(self) -> Iterator[int]:
+        with super().pin() as version:
+            yield version
+        self.store.replace.clear()
+        self.sync()
+
+
+class Bias:
+    """Answers with a view of the weights themselves."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+
+    def predict(self, x: Array) -> tuple[Array, int]:
+        return self.replica.weights["bias"], self.replica.version
+
+
+def test_an_answer_is_of_one_version_even_if_the_next_follows_at_once(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    digest, bias = training.publisher.digest, training.model.bias.detach().numpy().copy()
+    training.step()
+    assert not np.array_equal(training.model.bias.detach().numpy(), bias)
+    with serving(Bias(Impatient(training.url, "updates/000000000001.eg"))) as (_, client):
+        until(client.ready)
+        first, second = client.infer(ONE), client.infer(ONE)
+    assert (first.version, first.digest) == (0, digest)
+    assert np.array_equal(first.outputs, bias)
+    assert (second.version, second.digest) == (1, training.publisher.digest)
+    assert first.staleness_s == float("inf") > second.staleness_s

@@ -117,10 +117,10 @@ def _own_routes(plane: ModelPlane, servable: Servable) -> APIRouter:
 
 
 async def _read_body(request: Request) -> bytes:
-    body = bytearray()
+    body, said = bytearray(), int(request.headers.get("content-length", 0))
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_REQUEST_BYTES:
+        if max(said, len(body)) > MAX_REQUEST_BYTES:
             raise HTTPException(413, f"a request has at most {MAX_REQUEST_BYTES} bytes")
     return bytes(body)
 
