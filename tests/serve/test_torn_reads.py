@@ -18,7 +18,7 @@ from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.client import Answer, InferenceClient
-from evergrad.serve.model import Servable
+from evergrad.serve.servable import Servable
 from evergrad.testing import FaultyStore
 from tests.serve.support import Array, Training, serving, until
 

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from evergrad.errors import NotSynced
 from evergrad.serve.info import metrics_registry, one_line, weights_info
-from evergrad.serve.model import ModelPlane, Servable, ServedModel
+from evergrad.serve.model import ModelPlane, ServedModel
 from evergrad.serve.sdk import (
     InferenceResponse,
     InvalidInput,
@@ -37,6 +37,7 @@ from evergrad.serve.sdk import (
     ServerReadyResponse,
     V2Endpoints,
 )
+from evergrad.serve.servable import Servable
 
 logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 1 << 28

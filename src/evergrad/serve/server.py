@@ -8,14 +8,12 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from evergrad.errors import ConfigError, ServerError
+from evergrad.serve.servable import Servable
 
-if TYPE_CHECKING:
-    from evergrad.serve.model import Servable
-
-__all__ = ["Server", "serve"]
+__all__ = ["Servable", "Server", "serve"]
 
 
 def serve(
