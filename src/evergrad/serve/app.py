@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from evergrad.errors import NotSynced
 from evergrad.serve.info import metrics_registry, one_line, weights_info
-from evergrad.serve.model import ModelPlane, Servable, ServedModel
+from evergrad.serve.model import ModelPlane, ServedModel
 from evergrad.serve.sdk import (
     InferenceResponse,
     InvalidInput,
@@ -37,6 +37,7 @@ from evergrad.serve.sdk import (
     ServerReadyResponse,
     V2Endpoints,
 )
+from evergrad.serve.servable import Servable
 
 logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 1 << 28
@@ -117,10 +118,10 @@ def _own_routes(plane: ModelPlane, servable: Servable) -> APIRouter:
 
 
 async def _read_body(request: Request) -> bytes:
-    body = bytearray()
+    body, said = bytearray(), int(request.headers.get("content-length", 0))
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_REQUEST_BYTES:
+        if max(said, len(body)) > MAX_REQUEST_BYTES:
             raise HTTPException(413, f"a request has at most {MAX_REQUEST_BYTES} bytes")
     return bytes(body)
 

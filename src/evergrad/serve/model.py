@@ -11,12 +11,11 @@ import logging
 import math
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from evergrad.errors import NotSynced
-from evergrad.replica import Replica
 from evergrad.serve.info import hex_digest, one_line
 from evergrad.serve.request import decode_request
 from evergrad.serve.sdk import (
@@ -29,26 +28,11 @@ from evergrad.serve.sdk import (
     ModelNotReady,
     ModelRepository,
 )
+from evergrad.serve.servable import Servable
 from evergrad.serve.tensors import Array, datatype_of
 
 logger = logging.getLogger(__name__)
 INPUT, OUTPUT = "input-0", "output-0"
-
-
-class Servable(Protocol):
-    """What a server serves; `evergrad.pytorch.bridge.ReplicaModule` is one.
-
-    Attributes:
-        replica: where the weights come from.
-    """
-
-    replica: Replica
-
-    def predict(self, x: Array) -> tuple[Array, int]:
-        """The outputs for a batch, and the version that computed them all.
-
-        A RuntimeError, ValueError or IndexError says that the model cannot take this batch.
-        """
 
 
 class ServedModel(Model):  # type: ignore[misc]

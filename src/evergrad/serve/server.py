@@ -8,14 +8,12 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from evergrad.errors import ConfigError, ServerError
+from evergrad.serve.servable import Servable
 
-if TYPE_CHECKING:
-    from evergrad.serve.model import Servable
-
-__all__ = ["Server", "serve"]
+__all__ = ["Servable", "Server", "serve"]
 
 
 def serve(
@@ -47,7 +45,10 @@ def serve(
 class Server:
     """One model behind one port, for programs that do more than serve: `with Server(servable, port=0) as server:`.
 
-    The port is taken at construction, so `url` is known before anything answers there. Arguments and errors as `serve`.
+    The port is taken at construction. Arguments and errors as `serve`.
+
+    Attributes:
+        url: where it listens, e.g. `http://127.0.0.1:8080`; known before anything answers there.
     """
 
     def __init__(self, servable: Servable, *, name: str = "model", host: str = "127.0.0.1", port: int = 8080) -> None:
@@ -66,12 +67,7 @@ class Server:
         self._model = ServedModel(name, servable)
         self._listener = Listener(make_app(self._model, servable), self._accepting)
         self._socket = _bind(host, port)
-
-    @property
-    def url(self) -> str:
-        """Where it listens, e.g. `http://127.0.0.1:8080`."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.url = _url(self._socket)
 
     def run(self, on_start: Callable[[str], None] | None = None) -> None:
         """Serves until `stop`, SIGINT or SIGTERM (signals: in the main thread only); closes the replica. Runs once."""
@@ -143,3 +139,8 @@ def _bind(host: str, port: int) -> socket.socket:
             bound.close()
         raise ServerError(f"{host}:{port}", f"cannot listen there: {error}; choose another host or port") from error
     return bound
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

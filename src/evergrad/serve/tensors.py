@@ -74,10 +74,7 @@ def from_list(data: list[Any], datatype: str, shape: list[int]) -> Array:
     if datatype == "FP16":
         raise ValueError("FP16 travels as binary data only")
     expected = _elements(shape)
-    try:
-        found = np.array(data)
-    except ValueError:
-        raise ValueError("the data are neither flat nor a regular nesting of lists") from None
+    found = _parse(data, datatype)
     if found.size != expected:
         raise ValueError(f"shape {shape} takes {expected} values, found {found.size}")
     if not found.size:
@@ -85,6 +82,18 @@ def from_list(data: list[Any], datatype: str, shape: list[int]) -> Array:
     if found.dtype.kind not in _JSON_KINDS[dtype.kind] or not _fits(found, dtype):
         raise ValueError(f"the data hold values that are not {datatype}")
     return found.astype(dtype).reshape(shape)
+
+
+def _parse(data: list[Any], datatype: str) -> Array:
+    try:
+        found = np.array(data)
+    except ValueError:
+        raise ValueError("the data are neither flat nor a regular nesting of lists") from None
+    if datatype == "UINT64" and found.dtype.kind == "f":  # numpy's word for integers below and above 2**63 together
+        exact = np.array(data, object)
+        if all(type(value) is int and 0 <= value < 1 << 64 for value in exact.flat):
+            return exact.astype(np.uint64)
+    return found
 
 
 def _fits(found: Array, dtype: np.dtype[Any]) -> bool:

@@ -1,0 +1,109 @@
+"""Logs that go wrong under a server: it serves its last good version, says why, and recovers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evergrad.codec import encode
+from evergrad.errors import LogUnavailable
+from evergrad.log import UpdateLog, open_log
+from evergrad.pytorch.bridge import ReplicaModule
+from evergrad.replica import Replica
+from evergrad.serve.client import InferenceClient
+from evergrad.testing import FaultyStore
+from tests.serve.support import BATCH, Training, make_model, serving, until
+
+SECOND = "updates/000000000002.eg"
+
+
+def _truncated(log: UpdateLog) -> bytes:
+    return (log.store.read(SECOND) or b"")[:-5]
+
+
+def _other_digest(log: UpdateLog) -> bytes:
+    found = log.read(2)
+    assert found is not None
+    return encode(dataclasses.replace(found[0], digest_after=found[0].digest_after ^ 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"), [(_truncated, "is damaged"), (_other_digest, "should have digest"), (None, "")]
+)
+def test_a_damaged_update_is_not_served_and_heals(tmp_path: Path, damage, problem: str) -> None:
+    training = Training(tmp_path)
+    training.step()
+    kept, good = training.outputs(), training.publisher.digest
+    training.step()
+    log = open_log(training.url)
+    store = FaultyStore(log.store)
+    store.replace[SECOND] = None if damage is None else damage(log)
+    with serving(ReplicaModule(make_model(), Replica(UpdateLog(store, training.url)))) as (_, client):
+        until(lambda: client.ready() and client.info()["version"] == 1)
+        until(lambda: problem in str(client.info()["error"]))
+        answer = client.infer(BATCH)
+        assert (answer.version, answer.digest) == (1, good)
+        assert np.array_equal(answer.outputs, kept)
+        store.replace.clear()
+        _reaches(client, training, 2)
+
+
+def test_a_snapshot_heals_a_damaged_update(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.step()
+    training.step()
+    log = open_log(training.url)
+    (tmp_path / SECOND).write_bytes(_truncated(log))
+    with serving(training.servable()) as (_, client):
+        until(lambda: client.ready() and "is damaged" in str(client.info()["error"]))
+        training.publisher._write_snapshot()
+        _reaches(client, training, 2)
+        assert client.info()["snapshots"] == 2
+
+
+def test_a_log_that_vanishes_and_returns(tmp_path: Path) -> None:
+    place, elsewhere = tmp_path / "log", tmp_path / "elsewhere"
+    training = Training(place)
+    training.step()
+    with serving(training.servable()) as (_, client):
+        until(lambda: client.ready() and client.info()["version"] == 1)
+        place.rename(elsewhere)
+        until(lambda: "no update log" in str(client.info()["error"]))
+        assert client.infer(BATCH).digest == training.publisher.digest
+        elsewhere.rename(place)
+        training.step()
+        _reaches(client, training, 2)
+
+
+class _Unreachable(FaultyStore):
+    """A store that can be switched off."""
+
+    off = False
+
+    def read(self, name: str) -> bytes | None:
+        if self.off:
+            raise LogUnavailable("faulty:", "no route to the store")
+        return super().read(name)
+
+
+def test_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    store = _Unreachable(open_log(training.url).store)
+    with serving(ReplicaModule(make_model(), Replica(UpdateLog(store, training.url)))) as (_, client):
+        until(client.ready)
+        store.off = True
+        until(lambda: "no route to the store" in str(client.info()["error"]))
+        assert client.infer(BATCH).version == 0
+        training.step()
+        store.off = False
+        _reaches(client, training, 1)
+
+
+def _reaches(client: InferenceClient, training: Training, version: int) -> None:
+    until(lambda: client.info()["version"] == version and client.info()["error"] is None)
+    answer = client.infer(BATCH)
+    assert (answer.version, answer.digest) == (version, training.publisher.digest)
+    assert np.array_equal(answer.outputs, training.outputs())
