@@ -177,6 +177,9 @@ def demo(
     ] = None,
 ) -> None:
     """Drifting digits, a server in another process, and proof that it follows. Status 1 where digests differ."""
+    # Trainer and server share the cores, and more compute threads than cores only wait for each other. Torch reads this
+    # when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     from evergrad.demo.show import Demo, summary_rows
 
     with _progress(
