@@ -121,7 +121,7 @@ def batches(seed: int = 7) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Random examples, the same for the same seed, without end."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        x = torch.randn(8, *INPUT_SHAPE, generator=generator)
+        x = torch.randn(8, *INPUT_SHAPE, generator=generator, dtype=torch.float32)
         yield x, torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3))], 1)
 
 

@@ -10,7 +10,7 @@ storage: forward passes write to it; the deployed copy follows when a publisher 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,11 @@ class Weights:
         self.buffers = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
         self.master = {t.name: t.tensor.data for t in self.parameters}
         self.deployed = state_views(state)
-        self._counters: list[int] = []
+        self._show(self.master)
 
     def show_own(self) -> None:
         """Parameters show what this loop trains on between steps."""
         self._show(self.deployed if self._closed_loop else self.master)
-        self._counters = [found.tensor._version for found in self.parameters]
 
     def show_master(self) -> None:
         """Parameters show the master weights."""
@@ -53,13 +52,15 @@ class Weights:
     def _show(self, copy: dict[str, torch.Tensor]) -> None:
         for found in self.parameters:
             found.tensor.data = copy[found.name]
+        self._shown = copy
+        self._counters = [found.tensor._version for found in self.parameters]
 
     def check_untouched(self) -> None:
-        """Raises WeightsChanged where somebody wrote to the deployed weights while the parameters showed them."""
-        if self._closed_loop:
-            for found, counter in zip(self.parameters, self._counters, strict=True):
-                if found.tensor._version != counter:
-                    raise WeightsChanged(found.name)
+        """Raises WeightsChanged where a parameter was given other storage, or deployed weights in it were written to."""
+        for found, counter in zip(self.parameters, self._counters, strict=True):
+            replaced = found.tensor.data_ptr() != self._shown[found.name].data_ptr()
+            if replaced or (self._shown is self.deployed and found.tensor._version != counter):
+                raise WeightsChanged(found.name)
 
     def check_finite(self, step: int) -> None:
         """Raises NonFiniteWeights where a master weight is NaN or infinite."""
@@ -67,29 +68,34 @@ class Weights:
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteWeights(name, step)
 
-    @contextmanager
-    def showing_master(self) -> Iterator[nn.Module]:
+    def showing_master(self) -> AbstractContextManager[nn.Module]:
         """Inside, parameters are the master weights, and may be changed in place."""
-        self.check_untouched()
-        self.show_master()
-        try:
-            yield self._model
-        finally:
-            self.show_own()
+        return self._showing(self.master)
 
     @contextmanager
     def showing_deployed(self) -> Iterator[nn.Module]:
-        """Inside, parameters and buffers are the deployed ones, for evaluation only."""
-        live = {found.name: found.tensor.data for found in self.buffers}
+        """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only."""
+        live = [(found.tensor, found.tensor.data) for found in self.buffers]
+        with self._showing(self.deployed) as model:
+            # Copies, for a forward pass in training mode writes to them.
+            for found in self.buffers:
+                found.tensor.data = self.deployed[found.name].clone()
+            try:
+                yield model
+            finally:
+                for tensor, data in live:
+                    tensor.data = data
+
+    @contextmanager
+    def _showing(self, copy: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
         self.check_untouched()
-        for found in (*self.parameters, *self.buffers):
-            found.tensor.data = self.deployed[found.name]
+        before = self._shown
+        self._show(copy)
         try:
             yield self._model
+            self.check_untouched()
         finally:
-            for found in self.buffers:
-                found.tensor.data = live[found.name]
-            self.show_own()
+            self._show(before)
 
     def master_values(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The master's elements at flat `indices` (ascending, all of one dtype), in storage types."""
