@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import evergrad
-from evergrad.errors import WeightsChanged
+from evergrad.errors import SchemaMismatch, WeightsChanged
 from evergrad.pytorch.publisher import Forward, Publisher
 from tests.pytorch.models import (
     FORWARDS,
@@ -16,6 +16,7 @@ from tests.pytorch.models import (
     batches,
     deployed_bits,
     loss_of,
+    replica_bits,
     sgd,
     state_bits,
     train,
@@ -147,3 +148,38 @@ def test_other_storage_in_place_of_a_parameters_own_is_told(forward: Forward, ur
         publisher.publish()
     with pytest.raises(WeightsChanged, match=r"0\.bias"):
         optimizer.step()
+
+
+class Reassigned(nn.Module):
+    """Keeps a mean as many user modules do: a new tensor at each call, not in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 2)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.layer(x.flatten(1))
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * out.mean(0).detach()
+        return out - self.mean
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_buffer_that_the_module_replaces_is_followed(forward: Forward, url: str) -> None:
+    model = Reassigned()
+    optimizer = sgd(model)
+    publisher = Publisher(model, optimizer, url, density=0.1, forward=forward, buffer_tolerance=0.0)
+    replica = evergrad.Replica(url)
+    for _ in train(model, optimizer, 3):
+        publisher.publish()
+        assert_equal(publisher, replica)
+        assert replica_bits(replica)["mean"] == state_bits(model)["mean"]
+    model.mean = torch.zeros(3)
+    with pytest.raises(SchemaMismatch) as caught:
+        publisher.publish()
+    assert (caught.value.tensor, caught.value.expected, caught.value.found) == (
+        "mean",
+        "torch.float32 [2]",
+        "torch.float32 [3]",
+    )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from evergrad.errors import NonFiniteWeights, WeightsChanged
+from evergrad.errors import NonFiniteWeights, SchemaMismatch, WeightsChanged
 from evergrad.pytorch.bridge import ModuleTensor, as_numpy, module_tensors, state_views
 from evergrad.update import Section, State, Values
 
@@ -36,10 +36,28 @@ class Weights:
         tensors, _ = module_tensors(model)
         self._model, self._state, self._closed_loop = model, state, closed_loop
         self.parameters = [t for t in tensors if t.parameter and t.tensor.is_floating_point()]
-        self.buffers = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
+        self._others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
+        self._homes = _homes_of_buffers(model)
         self.master = {t.name: t.tensor.data for t in self.parameters}
         self.deployed = state_views(state)
         self._show(self.master)
+
+    @property
+    def buffers(self) -> list[ModuleTensor]:
+        """All other tensors, live: a module may put a new tensor into a buffer's place at each forward pass.
+
+        Raises:
+            SchemaMismatch: a buffer has another dtype or shape than at first.
+        """
+        found = []
+        for other in self._others:
+            owner, key = self._homes.get(id(other.tensor), ({}, ""))
+            live = owner.get(key, other.tensor)
+            mine, expected = _kind(live), _kind(other.tensor)
+            if live is None or mine != expected:
+                raise SchemaMismatch(other.name, expected, mine)
+            found.append(ModuleTensor(other.name, live, False))
+        return found
 
     def show_own(self) -> None:
         """Parameters show what this loop trains on between steps."""
@@ -56,7 +74,7 @@ class Weights:
         self._counters = [found.tensor._version for found in self.parameters]
 
     def check_untouched(self) -> None:
-        """Raises WeightsChanged where a parameter was given other storage, or deployed weights in it were written to."""
+        """Raises WeightsChanged where a parameter was given other storage, or deployed weights were written to."""
         for found, counter in zip(self.parameters, self._counters, strict=True):
             replaced = found.tensor.data_ptr() != self._shown[found.name].data_ptr()
             if replaced or (self._shown is self.deployed and found.tensor._version != counter):
@@ -122,7 +140,7 @@ class Weights:
             deployed = self.deployed[found.name]
             changed = _bits_differ(found.tensor, deployed)
             if found.tensor.is_floating_point() and bool(changed.any()):
-                live = found.tensor.double()
+                live = found.tensor.detach().double()
                 if not bool(live[changed].isfinite().all()):
                     raise NonFiniteWeights(found.name, step)
                 changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
@@ -145,6 +163,15 @@ class Weights:
             order = np.argsort(indices)
             sections.append(Values(indices[order], np.concatenate([part[1] for part in parts])[order], dtype))
         return sections
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "no tensor" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _homes_of_buffers(model: nn.Module) -> dict[int, tuple[dict[str, torch.Tensor | None], str]]:
+    """Where each buffer lives, by the `id` of the tensor that is there now."""
+    return {id(tensor): (module._buffers, key) for module in model.modules() for key, tensor in module._buffers.items()}
 
 
 def _bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:
