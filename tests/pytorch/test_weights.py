@@ -11,15 +11,18 @@ from evergrad.errors import SchemaMismatch, WeightsChanged
 from evergrad.pytorch.publisher import Forward, Publisher
 from tests.pytorch.models import (
     FORWARDS,
+    OPTIMIZERS,
     assert_equal,
     batch_norm,
     batches,
+    channels_last,
     deployed_bits,
     loss_of,
     replica_bits,
     sgd,
     state_bits,
     train,
+    trainable,
 )
 
 
@@ -183,3 +186,22 @@ def test_a_buffer_that_the_module_replaces_is_followed(forward: Forward, url: st
         "torch.float32 [2]",
         "torch.float32 [3]",
     )
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+def test_memory_format_does_not_change_what_an_optimizer_does(optimizer_name: str, forward: Forward, url: str) -> None:
+    """Fused optimizers walk parameter and gradient by address; both must lie in memory in one order."""
+    model, twin = channels_last(), batch_norm()
+    twin.load_state_dict(model.state_dict())
+    assert model[0].weight.stride() != twin[0].weight.stride()
+    for one in (model, twin):
+        optimizer = OPTIMIZERS[optimizer_name](trainable(one))
+        publisher = Publisher(one, optimizer, f"{url}{id(one)}", density=0.1, forward=forward)
+        for _ in range(3):
+            # Its gradient is exact, so that both models have the same bits in it.
+            sum((p * torch.arange(p.numel()).reshape(p.shape)).sum() for p in one.parameters()).backward()
+            optimizer.step()
+            publisher.publish()
+        publisher.detach()
+    assert state_bits(model) == state_bits(twin)

@@ -172,6 +172,7 @@ class Publisher:
     def _before_step(self) -> None:
         self._weights.check_untouched()
         self._weights.show_master()
+        self._weights.align_gradients()
 
     def _after_step(self) -> None:
         self._steps += 1

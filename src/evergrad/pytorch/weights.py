@@ -80,6 +80,17 @@ class Weights:
             if replaced or (self._shown is self.deployed and found.tensor._version != counter):
                 raise WeightsChanged(found.name)
 
+    def align_gradients(self) -> None:
+        """Lays each gradient out in memory as its master.
+
+        A closed loop's gradients were taken at the deployed weights, and lie as those do, row-major; the master may be
+        channels_last. Fused optimizers walk both by address, and do not check.
+        """
+        for found in self.parameters if self._closed_loop else ():
+            grad, master = found.tensor.grad, self.master[found.name]
+            if grad is not None and grad.layout == torch.strided and grad.stride() != master.stride():
+                found.tensor.grad = torch.empty_like(master, dtype=grad.dtype).copy_(grad)
+
     def check_finite(self, step: int) -> None:
         """Raises NonFiniteWeights where a master weight is NaN or infinite."""
         for name, tensor in self.master.items():
