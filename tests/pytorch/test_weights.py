@@ -12,6 +12,7 @@ from evergrad.pytorch.publisher import Forward, Publisher
 from tests.pytorch.models import (
     FORWARDS,
     OPTIMIZERS,
+    Everything,
     assert_equal,
     batch_norm,
     batches,
@@ -205,3 +206,17 @@ def test_memory_format_does_not_change_what_an_optimizer_does(optimizer_name: st
             publisher.publish()
         publisher.detach()
     assert state_bits(model) == state_bits(twin)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_does_not_matter(default: torch.dtype, url: str) -> None:
+    model = Everything()
+    optimizer = sgd(model)
+    torch.set_default_dtype(default)
+    try:
+        publisher = Publisher(model, optimizer, url, density=0.05)
+        for _ in train(model, optimizer, 2):
+            publisher.publish()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_equal(publisher, evergrad.Replica(url))
