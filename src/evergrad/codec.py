@@ -27,6 +27,7 @@ than a fixed multiple of the bytes that it was given.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -137,6 +138,8 @@ def _decode_section(reader: _Reader, schema: Schema) -> Section:
     remainders = reader.take((count * rice + 7) // 8)
     indices = _rice_decode(reader.name, rice, unary, remainders, count, schema.elements)
     if kind == _VALUES:
+        if scale != 0:
+            raise CorruptRecord(reader.name, f"values with a scale of {scale}")
         stored = STORAGE[dtype].newbyteorder("<")
         values = np.frombuffer(reader.take(count * stored.itemsize), dtype=stored).astype(STORAGE[dtype])
         return Values(indices, values, dtype)
@@ -226,14 +229,14 @@ def decode_snapshot(data: bytes, schema: Schema, name: str = "snapshot") -> Snap
         CorruptRecord: not such a file, of another model, or its digest is wrong.
     """
     try:
-        tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
+        views = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
         header = msgspec.json.decode(data[8 : 8 + struct.unpack_from("<Q", data)[0]])
         metadata = msgspec.convert(header["__metadata__"], dict[str, str])
         if metadata["evergrad.schema"] != schema.fingerprint:
             raise CorruptRecord(name, f"it is of schema {metadata['evergrad.schema']}, not {schema.fingerprint}")
-        state = State.from_tensors(schema, {key: _array(view) for key, view in tensors.items()})
-        version, newest_us = (int(metadata[f"evergrad.{key}"]) for key in ("version", "newest_us"))
-        run, expected = (int(metadata[f"evergrad.{key}"], 16) for key in ("run", "digest"))
+        state = State.from_tensors(schema, {key: _array(schema, key, view) for key, view in views.items()})
+        version, newest_us = (_number(metadata, key, 10) for key in ("version", "newest_us"))
+        run, expected = (_number(metadata, key, 16) for key in ("run", "digest"))
     except (safetensors.SafetensorError, SchemaMismatch, msgspec.MsgspecError, ValueError, KeyError) as error:
         raise CorruptRecord(name, f"{type(error).__name__}: {error}") from error
     if state.digest != expected:
@@ -241,6 +244,16 @@ def decode_snapshot(data: bytes, schema: Schema, name: str = "snapshot") -> Snap
     return Snapshot(version=version, run=run, newest_us=newest_us, state=state)
 
 
-def _array(view: Mapping[str, Any]) -> npt.NDArray[Any]:
-    stored = STORAGE[view["dtype"]]
+def _array(schema: Schema, name: str, view: Mapping[str, Any]) -> npt.NDArray[Any]:
+    spec = schema.by_name.get(name)
+    if spec is None or view["dtype"] != spec.dtype:
+        raise SchemaMismatch(name, str(spec or "no such tensor"), f"{view['dtype']} {view['shape']}")
+    stored = STORAGE[spec.dtype]
     return np.frombuffer(view["data"], dtype=stored.newbyteorder("<")).astype(stored).reshape(view["shape"])
+
+
+def _number(metadata: Mapping[str, str], key: str, base: int) -> int:
+    text = metadata[f"evergrad.{key}"]
+    if not re.fullmatch("[0-9]{1,19}" if base == 10 else "[0-9a-f]{16}", text):
+        raise ValueError(f"evergrad.{key} is {text[:40]!r}")
+    return int(text, base)

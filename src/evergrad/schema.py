@@ -35,6 +35,8 @@ STORAGE: dict[str, np.dtype[np.generic]] = {
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_ELEMENTS = 1 << 40
 """A model may have this many elements at most: it keeps all index arithmetic far from the limits of 64 bits."""
+MAX_RANK = 32
+"""A tensor may have this many sides at most: what every numpy can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Schema:
         aliases: further names of tied tensors, each to the name that the table holds.
 
     Raises:
-        SchemaMismatch: a dtype that Evergrad does not know, a name that stands twice, or too many elements.
+        SchemaMismatch: a dtype that Evergrad does not know, a name that stands twice, too many sides or elements.
 
     >>> schema = Schema([("w", "F32", (2, 3)), ("n", "I64", ()), ("b", "F32", (3,))])
     >>> [(t.name, t.offset) for t in schema.tensors], schema.elements
@@ -110,6 +112,9 @@ class Schema:
                 raise SchemaMismatch(name, f"one of {', '.join(STORAGE)}", dtype)
             if any(side < 0 for side in shape):
                 raise SchemaMismatch(name, "sides of zero or more", str(list(shape)))
+            if len(shape) > MAX_RANK or math.prod(filter(None, shape)) > MAX_ELEMENTS:
+                expected = f"at most {MAX_RANK} sides and {MAX_ELEMENTS} elements, empty sides aside"
+                raise SchemaMismatch(name, expected, str(list(shape)))
             spec = TensorSpec(name, dtype, tuple(shape), offset)
             offset += spec.size
             if offset > MAX_ELEMENTS:
@@ -171,7 +176,7 @@ class Schema:
         try:
             table = msgspec.json.decode(data, type=_Table)
             schema = cls([(row.name, row.dtype, tuple(row.shape)) for row in table.tensors], table.aliases)
-        except (msgspec.DecodeError, SchemaMismatch) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, SchemaMismatch) as error:
             raise CorruptRecord(name, str(error)) from error
         if [t.name for t in schema.tensors] != [row.name for row in table.tensors]:
             raise CorruptRecord(name, "tensors of one dtype do not lie side by side")
@@ -190,9 +195,9 @@ class Schema:
             if mine is None or other is None or (mine.dtype, mine.shape) != (other.dtype, other.shape):
                 raise SchemaMismatch(name, str(mine or "no such tensor"), str(other or "no such tensor"))
         for alias in dict.fromkeys((*self.aliases, *found.aliases)):
-            expected, got = (s.aliases.get(alias, "not tied") for s in (self, found))
+            expected, got = (f"tied to {s.aliases[alias]}" if alias in s.aliases else "not tied" for s in (self, found))
             if expected != got:
-                raise SchemaMismatch(alias, f"tied to {expected}", f"tied to {got}")
+                raise SchemaMismatch(alias, expected, got)
         order = ", ".join(t.name for t in self.tensors)
         raise SchemaMismatch(self.tensors[0].name, f"tensors in the order {order}", "another order")
 

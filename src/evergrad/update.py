@@ -184,14 +184,15 @@ class State:
         Raises:
             SchemaMismatch: a tensor is missing, or has another dtype or shape.
         """
-        arrays = [np.empty(group.size, dtype=group.storage) for group in schema.groups]
-        for spec, target in _slices(schema, arrays):
-            found = tensors.get(spec.name)
+        for spec in schema.tensors:  # all of them before memory is taken: a table may claim more than there is
+            found, storage = tensors.get(spec.name), STORAGE[spec.dtype]
             if found is None:
                 raise SchemaMismatch(spec.name, str(spec), "no such tensor")
-            if found.dtype != target.dtype or found.shape != spec.shape:
-                raise SchemaMismatch(spec.name, f"{target.dtype} {list(spec.shape)}", f"{found.dtype} {found.shape}")
-            target[:] = found.reshape(-1)
+            if found.dtype != storage or found.shape != spec.shape:
+                raise SchemaMismatch(spec.name, f"{storage} {list(spec.shape)}", f"{found.dtype} {list(found.shape)}")
+        arrays = [np.empty(group.size, dtype=group.storage) for group in schema.groups]
+        for spec, target in _slices(schema, arrays):
+            target[:] = tensors[spec.name].reshape(-1)
         return cls(schema, arrays)
 
     def tensors(self) -> dict[str, Array]:

@@ -18,6 +18,8 @@ What a crash of the writer leaves, at each point:
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from evergrad.codec import decode, decode_snapshot, encode, encode_snapshot
@@ -65,7 +67,7 @@ class UpdateLog:
 
     def begun(self) -> bool:
         """Whether this log holds a version."""
-        return self._store is not None and bool(self._store.names("snapshots"))
+        return self._store is not None and bool(self.snapshots())
 
     def begin(self, snapshot: Snapshot, model: str | None = None) -> int:
         """Begins the log with its first state; gives the bytes written.
@@ -119,13 +121,7 @@ class UpdateLog:
             data = self.store.read("evergrad.json")
             if data is None:
                 raise LogNotFound(self.url)
-            try:
-                found = msgspec.json.decode(data, type=_FormatOnly).format
-                if found > FORMAT:
-                    raise UnsupportedFormat("evergrad.json", found, FORMAT)
-                self._root = msgspec.json.decode(data, type=_Root)
-            except msgspec.DecodeError as error:
-                raise CorruptRecord("evergrad.json", str(error)) from error
+            self._root = _decode_root(data)
         return self._root
 
     def append(self, update: Update) -> int:
@@ -186,6 +182,19 @@ class UpdateLog:
     def updates(self) -> list[int]:
         """The versions that have an update, ascending."""
         return _versions(self.store.names("updates"), ".eg")
+
+
+def _decode_root(data: bytes) -> _Root:
+    try:
+        found = msgspec.json.decode(data, type=_FormatOnly).format
+        if found > FORMAT:
+            raise UnsupportedFormat("evergrad.json", found, FORMAT)
+        root = msgspec.json.decode(data, type=_Root)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptRecord("evergrad.json", str(error)) from error
+    if root.format != FORMAT or not re.fullmatch(r"[0-9a-f]{32}", root.schema):
+        raise CorruptRecord("evergrad.json", f"format {root.format} and schema {root.schema!r}, as no writer writes")
+    return root
 
 
 def _update_name(version: int) -> str:

@@ -148,7 +148,7 @@ class Publisher:
         schema = self._state.schema
         elements = sum(schema.by_name[name].size for name in self._weights.master)
         self._k = max(1, round(density * elements))
-        self._difference = torch.zeros(schema.elements)
+        self._difference = torch.zeros(schema.elements, dtype=torch.float32, device="cpu")
         self._commit(self._weights.differing())
         self._hooks = [
             self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -172,6 +172,7 @@ class Publisher:
     def _before_step(self) -> None:
         self._weights.check_untouched()
         self._weights.show_master()
+        self._weights.align_gradients()
 
     def _after_step(self) -> None:
         self._steps += 1

@@ -19,10 +19,10 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     tensor([1, 3])
     """
     if k >= scores.numel():
-        return scores.nonzero().squeeze(1)
+        return (scores > 0).nonzero().squeeze(1)
     threshold = torch.topk(scores, k, sorted=False).values.min()
     if threshold <= 0:
-        return scores.nonzero().squeeze(1)
+        return (scores > 0).nonzero().squeeze(1)
     above = (scores > threshold).nonzero().squeeze(1)
     equal = (scores == threshold).nonzero().squeeze(1)[: k - above.numel()]
     return torch.cat((above, equal)).sort().values

@@ -10,7 +10,7 @@ storage: forward passes write to it; the deployed copy follows when a publisher 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from evergrad.errors import NonFiniteWeights, WeightsChanged
+from evergrad.errors import NonFiniteWeights, SchemaMismatch, WeightsChanged
 from evergrad.pytorch.bridge import ModuleTensor, as_numpy, module_tensors, state_views
 from evergrad.update import Section, State, Values
 
@@ -36,15 +36,32 @@ class Weights:
         tensors, _ = module_tensors(model)
         self._model, self._state, self._closed_loop = model, state, closed_loop
         self.parameters = [t for t in tensors if t.parameter and t.tensor.is_floating_point()]
-        self.buffers = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
+        self._others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
+        self._homes = _homes_of_buffers(model)
         self.master = {t.name: t.tensor.data for t in self.parameters}
         self.deployed = state_views(state)
-        self._counters: list[int] = []
+        self._show(self.master)
+
+    @property
+    def buffers(self) -> list[ModuleTensor]:
+        """All other tensors, live: a module may put a new tensor into a buffer's place at each forward pass.
+
+        Raises:
+            SchemaMismatch: a buffer has another dtype or shape than at first.
+        """
+        found = []
+        for other in self._others:
+            owner, key = self._homes.get(id(other.tensor), ({}, ""))
+            live = owner.get(key, other.tensor)
+            mine, expected = _kind(live), _kind(other.tensor)
+            if live is None or mine != expected:
+                raise SchemaMismatch(other.name, expected, mine)
+            found.append(ModuleTensor(other.name, live, False))
+        return found
 
     def show_own(self) -> None:
         """Parameters show what this loop trains on between steps."""
         self._show(self.deployed if self._closed_loop else self.master)
-        self._counters = [found.tensor._version for found in self.parameters]
 
     def show_master(self) -> None:
         """Parameters show the master weights."""
@@ -53,13 +70,26 @@ class Weights:
     def _show(self, copy: dict[str, torch.Tensor]) -> None:
         for found in self.parameters:
             found.tensor.data = copy[found.name]
+        self._shown = copy
+        self._counters = [found.tensor._version for found in self.parameters]
 
     def check_untouched(self) -> None:
-        """Raises WeightsChanged where somebody wrote to the deployed weights while the parameters showed them."""
-        if self._closed_loop:
-            for found, counter in zip(self.parameters, self._counters, strict=True):
-                if found.tensor._version != counter:
-                    raise WeightsChanged(found.name)
+        """Raises WeightsChanged where a parameter was given other storage, or deployed weights were written to."""
+        for found, counter in zip(self.parameters, self._counters, strict=True):
+            replaced = found.tensor.data_ptr() != self._shown[found.name].data_ptr()
+            if replaced or (self._shown is self.deployed and found.tensor._version != counter):
+                raise WeightsChanged(found.name)
+
+    def align_gradients(self) -> None:
+        """Lays each gradient out in memory as its master.
+
+        A closed loop's gradients were taken at the deployed weights, and lie as those do, row-major; the master may be
+        channels_last. Fused optimizers walk both by address, and do not check.
+        """
+        for found in self.parameters if self._closed_loop else ():
+            grad, master = found.tensor.grad, self.master[found.name]
+            if grad is not None and grad.layout == torch.strided and grad.stride() != master.stride():
+                found.tensor.grad = torch.empty_like(master, dtype=grad.dtype).copy_(grad)
 
     def check_finite(self, step: int) -> None:
         """Raises NonFiniteWeights where a master weight is NaN or infinite."""
@@ -67,29 +97,34 @@ class Weights:
             if not bool(tensor.isfinite().all()):
                 raise NonFiniteWeights(name, step)
 
-    @contextmanager
-    def showing_master(self) -> Iterator[nn.Module]:
+    def showing_master(self) -> AbstractContextManager[nn.Module]:
         """Inside, parameters are the master weights, and may be changed in place."""
-        self.check_untouched()
-        self.show_master()
-        try:
-            yield self._model
-        finally:
-            self.show_own()
+        return self._showing(self.master)
 
     @contextmanager
     def showing_deployed(self) -> Iterator[nn.Module]:
-        """Inside, parameters and buffers are the deployed ones, for evaluation only."""
-        live = {found.name: found.tensor.data for found in self.buffers}
+        """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only."""
+        live = [(found.tensor, found.tensor.data) for found in self.buffers]
+        with self._showing(self.deployed) as model:
+            # Copies, for a forward pass in training mode writes to them.
+            for found in self.buffers:
+                found.tensor.data = self.deployed[found.name].clone()
+            try:
+                yield model
+            finally:
+                for tensor, data in live:
+                    tensor.data = data
+
+    @contextmanager
+    def _showing(self, copy: dict[str, torch.Tensor]) -> Iterator[nn.Module]:
         self.check_untouched()
-        for found in (*self.parameters, *self.buffers):
-            found.tensor.data = self.deployed[found.name]
+        before = self._shown
+        self._show(copy)
         try:
             yield self._model
+            self.check_untouched()
         finally:
-            for found in self.buffers:
-                found.tensor.data = live[found.name]
-            self.show_own()
+            self._show(before)
 
     def master_values(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The master's elements at flat `indices` (ascending, all of one dtype), in storage types."""
@@ -116,7 +151,7 @@ class Weights:
             deployed = self.deployed[found.name]
             changed = _bits_differ(found.tensor, deployed)
             if found.tensor.is_floating_point() and bool(changed.any()):
-                live = found.tensor.double()
+                live = found.tensor.detach().double()
                 if not bool(live[changed].isfinite().all()):
                     raise NonFiniteWeights(found.name, step)
                 changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
@@ -139,6 +174,15 @@ class Weights:
             order = np.argsort(indices)
             sections.append(Values(indices[order], np.concatenate([part[1] for part in parts])[order], dtype))
         return sections
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "no tensor" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _homes_of_buffers(model: nn.Module) -> dict[int, tuple[dict[str, torch.Tensor | None], str]]:
+    """Where each buffer lives, by the `id` of the tensor that is there now."""
+    return {id(tensor): (module._buffers, key) for module in model.modules() for key, tensor in module._buffers.items()}
 
 
 def _bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,126 @@
+"""Small models, updates and logs that many tests need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from obstore.store import MemoryStore
+
+from evergrad.log import UpdateLog
+from evergrad.log.store import ObstoreStore
+from evergrad.schema import STORAGE, Schema
+from evergrad.update import Section, Snapshot, State, Steps, Update, Values, short_fingerprint
+
+RUN = 0x0123456789ABCDEF
+NEWEST_US = 1_700_000_000_000_000
+TENSORS = [("w", "F32", (3, 4)), ("b", "F32", (4,)), ("count", "I64", ()), ("h", "BF16", (2, 2)), ("on", "BOOL", (3,))]
+
+
+def small_schema() -> Schema:
+    """F32 at 0..15, I64 at 16, BF16 at 17..20, BOOL at 21..23; `w_tied` is an alias of `w`."""
+    return Schema(TENSORS, {"w_tied": "w"})
+
+
+def new_state(schema: Schema, seed: int = 0) -> State:
+    """Finite values of any dtype, equal for equal seeds."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for group in schema.groups:
+        if group.dtype == "BF16":
+            arrays.append((rng.standard_normal(group.size).astype("f4").view("u4") >> 16).astype("u2"))
+        elif STORAGE[group.dtype].kind == "f":
+            arrays.append(rng.standard_normal(group.size).astype(group.storage))
+        else:
+            arrays.append(rng.integers(0, 2, group.size).astype(group.storage))
+    return State(schema, arrays)
+
+
+def copy_of(state: State) -> State:
+    return State(state.schema, [array.copy() for array in state.arrays])
+
+
+def steps(indices: Sequence[int], scale: float = 0.5, negative: Iterable[bool] | None = None) -> Steps:
+    signs = [i % 2 == 1 for i in range(len(indices))] if negative is None else list(negative)
+    return Steps(np.array(indices, dtype=np.int64), np.array(signs, dtype=np.bool_), scale)
+
+
+def values(indices: Sequence[int], new: Sequence[float], dtype: str = "F32") -> Values:
+    return Values(np.array(indices, dtype=np.int64), np.array(new, dtype=STORAGE[dtype]), dtype)
+
+
+def update_of(state: State, version: int, *sections: Section, newest_us: int = NEWEST_US) -> Update:
+    """The update from `version` of `state` to the next, honest in every field. The state is not moved."""
+    return Update(
+        base_version=version,
+        version=version + 1,
+        run=RUN,
+        schema=short_fingerprint(state.schema),
+        digest_before=state.digest,
+        digest_after=state.resolve(sections).digest,
+        newest_us=newest_us,
+        sections=sections,
+    )
+
+
+def snapshot_of(state: State, version: int, *, run: int = RUN, newest_us: int = NEWEST_US) -> Snapshot:
+    return Snapshot(version=version, run=run, newest_us=newest_us, state=state)
+
+
+@dataclass
+class Writer:
+    """A publisher without training: it moves a few elements of its state and appends each move to a log."""
+
+    log: UpdateLog
+    seed: int = 0
+    run: int = RUN
+    version: int = 0
+    state: State = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = new_state(small_schema(), self.seed)
+
+    def begin(self) -> Writer:
+        self.log.begin(self.snapshot())
+        return self
+
+    def snapshot(self) -> Snapshot:
+        return snapshot_of(self.state, self.version, run=self.run)
+
+    def next_update(self) -> Update:
+        at = sorted({self.version % 16, (self.version * 7 + 3) % 16})
+        newest_us = NEWEST_US + self.version * 1_000_000
+        return update_of(self.state, self.version, steps(at), values([16], [self.version], "I64"), newest_us=newest_us)
+
+    def append(self, count: int = 1) -> Writer:
+        for _ in range(count):
+            update = self.next_update()
+            self.log.append(update)
+            self.state.commit(self.state.check(update, self.version))
+            self.version = update.version
+        return self
+
+
+def fresh_store() -> ObstoreStore:
+    """An empty store in this process's memory that nobody else can reach."""
+    return ObstoreStore(MemoryStore(), "memory:test")
+
+
+def fresh_log() -> UpdateLog:
+    return UpdateLog(fresh_store(), "memory:test")
+
+
+def update_name(version: int) -> str:
+    return f"updates/{version:012d}.eg"
+
+
+def snapshot_name(version: int) -> str:
+    return f"snapshots/{version:012d}.safetensors"
+
+
+def equal_states(mine: State, other: State) -> bool:
+    """Bit for bit, and both digests true."""
+    return mine.digest == other.digest and all(
+        a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(mine.arrays, other.arrays, strict=True)
+    )

@@ -1,0 +1,42 @@
+"""Arbitrary models, states and sections."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from evergrad.schema import STORAGE, Schema
+from evergrad.update import Section, State, Steps, Values
+from tests.builders import new_state
+
+SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> Schema:
+    kinds = draw(st.lists(st.tuples(st.sampled_from(list(STORAGE)), SHAPES), max_size=6))
+    tensors = [(f"t{i}", dtype, shape) for i, (dtype, shape) in enumerate(kinds)]
+    return Schema([*tensors, ("w", "F32", (draw(st.integers(1, 300)),))], {"tied": "w"})
+
+
+@st.composite
+def sections(draw: st.DrawFn, schema: Schema) -> Section:
+    """A section within one dtype of `schema`, of finite values."""
+    group = draw(st.sampled_from([g for g in schema.groups if g.size]))
+    chosen = draw(st.sets(st.integers(group.start, group.stop - 1), max_size=20))
+    indices = np.array(sorted(chosen), dtype=np.int64)
+    if group.dtype == "F32" and draw(st.booleans()):
+        signs = draw(st.lists(st.booleans(), min_size=len(indices), max_size=len(indices)))
+        scale = draw(st.floats(2.0**-100, 2.0**100, width=32))
+        return Steps(indices, np.array(signs, dtype=np.bool_), scale)
+    raw = new_state(schema, draw(st.integers(0, 99))).arrays[schema.groups.index(group)]
+    return Values(indices, raw[indices - group.start], group.dtype)
+
+
+@st.composite
+def moves(draw: st.DrawFn) -> tuple[State, list[list[Section]]]:
+    """A state, and a run of updates' sections for it."""
+    schema = draw(schemas())
+    state = new_state(schema, draw(st.integers(0, 99)))
+    bundle = st.lists(sections(schema), max_size=3)
+    return state, draw(st.lists(bundle, max_size=4))

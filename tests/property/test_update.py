@@ -1,0 +1,95 @@
+"""Whatever is sent: the kept digest is the true one, bytes change nothing, and a fold is the run of its updates."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evergrad.codec import decode, decode_snapshot, encode, encode_snapshot
+from evergrad.schema import Schema
+from evergrad.update import Section, State, Steps, Values, digest, fold
+from tests.builders import copy_of, equal_states, new_state, snapshot_of, update_of
+from tests.property.strategies import moves, schemas
+
+Moves = tuple[State, list[list[Section]]]
+
+
+@given(moves())
+def test_kept_digest_is_the_full_one_after_every_update(case: Moves) -> None:
+    state, bundles = case
+    for bundle in bundles:
+        state.commit(state.resolve(bundle))
+        assert state.digest == digest(state.schema, state.arrays)
+
+
+@given(moves())
+def test_replica_that_reads_bytes_holds_what_the_publisher_holds(case: Moves) -> None:
+    publisher, bundles = case
+    replica = decode_snapshot(encode_snapshot(snapshot_of(publisher, 0)), publisher.schema).state
+    for version, bundle in enumerate(bundles):
+        update = update_of(publisher, version, *bundle)
+        publisher.commit(publisher.check(update, version))
+        data = encode(update)
+        read = decode(data, replica.schema)
+        assert encode(read) == data
+        replica.commit(replica.check(read, version))
+        assert equal_states(replica, publisher)
+
+
+@given(moves())
+def test_fold_equals_its_updates_one_by_one(case: Moves) -> None:
+    state, bundles = case
+    start = copy_of(state)
+    touched: dict[int, list[int]] = {}
+    for bundle in bundles:
+        change = state.resolve(bundle)
+        state.commit(change)
+        for part in change.parts:
+            touched.setdefault(part.group, []).extend(part.positions.tolist())
+    folded = fold(state, {group: np.unique(np.array(at, dtype=np.int64)) for group, at in touched.items()})
+    start.commit(start.resolve(folded))
+    assert equal_states(start, state)
+
+
+def by_hand(state: State, bundle: list[Section]) -> State:
+    """The sections applied element by element, as the module's text says it."""
+    moved = copy_of(state)
+    for section in bundle:
+        dtype = section.dtype if isinstance(section, Values) else "F32"
+        group = next(i for i, g in enumerate(moved.schema.groups) if g.dtype == dtype)
+        for at, index in enumerate(section.indices.tolist()):
+            position = index - moved.schema.groups[group].start
+            if isinstance(section, Steps):
+                scale = np.float32(section.scale)
+                moved.arrays[group][position] += -scale if section.negative[at] else scale
+            else:
+                moved.arrays[group][position] = section.values[at]
+    return State(moved.schema, moved.arrays)
+
+
+@given(moves())
+def test_bundle_equals_its_elements_one_by_one(case: Moves) -> None:
+    state, bundles = case
+    for bundle in bundles:
+        expected = by_hand(state, bundle)
+        state.commit(state.resolve(bundle))
+        assert equal_states(state, expected)
+
+
+@given(schemas())
+def test_schema_survives_json_and_covers_its_index_space_without_gaps(schema: Schema) -> None:
+    assert Schema.from_json(schema.to_json()) == schema
+    ends = [0, *(t.offset + t.size for t in schema.tensors)]
+    assert ends == [*(t.offset for t in schema.tensors), schema.elements]
+    assert [g.start for g in schema.groups] == [0, *(g.stop for g in schema.groups)][:-1]
+
+
+@given(schemas(), st.integers(0, 2**63), st.integers(0, 2**64 - 1), st.integers(0, 2**53))
+def test_snapshot_survives_its_bytes(schema: Schema, version: int, run: int, newest_us: int) -> None:
+    state = new_state(schema)
+    data = encode_snapshot(snapshot_of(state, version, run=run, newest_us=newest_us))
+    found = decode_snapshot(data, schema)
+    assert (found.version, found.run, found.newest_us) == (version, run, newest_us)
+    assert equal_states(found.state, state)
+    assert encode_snapshot(found) == data
