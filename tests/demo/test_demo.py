@@ -74,7 +74,7 @@ def test_a_server_killed_in_mid_stream_comes_back_to_the_same_digest(tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     replica = evergrad.Replica(f"file:{tmp_path / 'updates'}")
     replica.sync()
-    digests = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("state digest")]
+    digests = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("digest, ")]
     assert digests == [f"{replica.digest:016x}"] * 2
     restarts = [record["restarts"] for record in read_records(tmp_path / "records.jsonl")]
     assert (restarts[0], restarts[-1]) == (0, 1)

@@ -244,14 +244,14 @@ def summary_rows(result: DemoResult) -> dict[str, str]:
     run_, verdict = result.run, "equal" if result.equal else "DIFFERENT"
     return {
         "data": f"{result.data}, {run_.examples:,} examples, turning by 60 degrees",
-        "accuracy served": f"{result.served:.1%} (last tenth {result.served_end:.1%})",
-        "accuracy of the never-updated model": f"{result.frozen:.1%} (last tenth {result.frozen_end:.1%})",
+        "accuracy, served": f"{result.served:.1%} (last tenth {result.served_end:.1%})",
+        "accuracy, never updated": f"{result.frozen:.1%} (last tenth {result.frozen_end:.1%})",
         "updates": f"{run_.updates:,} after {run_.steps:,} training steps",
-        "bytes of updates": f"{run_.update_bytes:,}, {run_.update_bytes / max(1, run_.updates):.0f} each",
-        "of what full pushes would take": f"{result.fraction_of_full_pushes:.3%}",
+        "bytes sent": f"{run_.update_bytes:,}, {run_.update_bytes / max(1, run_.updates):.0f} each",
+        "of full pushes": f"{result.fraction_of_full_pushes:.3%}",
         "server restarts": str(result.restarts),
-        "state digest, trainer": f"{run_.digest:016x} at version {run_.version}",
-        "state digest, server": f"{result.server_digest:016x} at version {result.server_version}: {verdict}",
+        "digest, trainer": f"{run_.digest:016x} at version {run_.version}",
+        "digest, server": f"{result.server_digest:016x} at version {result.server_version}: {verdict}",
         "seconds": f"{result.seconds:.0f}",
     }
 
