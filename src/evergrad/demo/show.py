@@ -243,7 +243,7 @@ def summary_rows(result: DemoResult) -> dict[str, str]:
     """The result in words, for terminal and report alike."""
     run_, verdict = result.run, "equal" if result.equal else "DIFFERENT"
     return {
-        "data": f"{result.data}, {run_.examples:,} examples, turning by 60 degrees",
+        "data": f"{result.data}, 60 degrees in {run_.examples:,} examples",
         "accuracy, served": f"{result.served:.1%} (last tenth {result.served_end:.1%})",
         "accuracy, never updated": f"{result.frozen:.1%} (last tenth {result.frozen_end:.1%})",
         "updates": f"{run_.updates:,} after {run_.steps:,} training steps",

@@ -167,6 +167,10 @@ class Publisher:
         """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only."""
         return self._weights.showing_deployed()
 
+    def restore_buffers(self) -> None:
+        """Gives the model's buffers back what was deployed, for example after a forward pass on damaged examples."""
+        self._weights.restore_buffers()
+
     # -- the optimizer's step -------------------------------------------------------------------------------------
 
     def _before_step(self) -> None:

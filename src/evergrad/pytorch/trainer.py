@@ -124,6 +124,8 @@ class Trainer:
         loss = self._loss(self._model(x), y)
         value = float(loss.detach())
         if not math.isfinite(value):
+            if self._publisher:  # the forward pass has put what it saw into BatchNorm's statistics
+                self._publisher.restore_buffers()
             raise NonFiniteLoss(self.steps + 1, value)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

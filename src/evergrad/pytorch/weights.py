@@ -141,6 +141,11 @@ class Weights:
         return self._as_values([(found, _bits_differ(found.tensor, self.deployed[found.name]))
                                 for found in (*self.parameters, *self.buffers)])  # fmt: skip
 
+    def restore_buffers(self) -> None:
+        """Live buffers become equal to the deployed ones: undoes what a forward pass did to statistics."""
+        for found in self.buffers:
+            found.tensor.detach().copy_(self.deployed[found.name])
+
     def stale_buffers(self, tolerance: float, step: int) -> list[Section]:
         """Absolute values of the buffer elements that are off by more than `tolerance` of themselves.
 
