@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from obstore.store import MemoryStore
 
-from evergrad.log import UpdateLog
+from evergrad.log import ObjectStore, UpdateLog
 from evergrad.log.store import ObstoreStore
 from evergrad.schema import STORAGE, Schema
 from evergrad.update import Section, Snapshot, State, Steps, Update, Values, short_fingerprint
@@ -124,3 +125,28 @@ def equal_states(mine: State, other: State) -> bool:
     return mine.digest == other.digest and all(
         a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(mine.arrays, other.arrays, strict=True)
     )
+
+
+@dataclass
+class WatchedStore:
+    """Sets an event when a name has been looked for: what a test waits on instead of sleeping."""
+
+    inner: ObjectStore
+    looked: dict[str, threading.Event] = field(default_factory=dict)
+
+    def create(self, name: str, data: bytes) -> bool:
+        return self.inner.create(name, data)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return self.inner.read(name)
+        finally:
+            self.looked.setdefault(name, threading.Event()).set()
+
+    def names(self, prefix: str) -> list[str]:
+        return self.inner.names(prefix)
+
+    def wait_for_look(self, name: str) -> None:
+        """Waits until `name` is looked for from now on."""
+        self.looked[name] = event = threading.Event()
+        assert event.wait(60), f"nobody looked for {name}"

@@ -25,6 +25,8 @@ from evergrad.update import Snapshot, State
 
 logger = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
+_MIN_WAIT_S = 0.001
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,17 +151,22 @@ class Replica:
     def sync(self) -> int:
         """Applies everything that the log holds; gives the version reached.
 
+        Where the next update is lost or cannot be applied, it continues from the newest later snapshot.
+
         Raises:
             LogNotFound, LogUnavailable: the log cannot be read.
             NotSynced: the log has been begun, and holds no snapshot yet.
             CorruptRecord, UnsupportedFormat, DigestMismatch, BaseMismatch: the next update cannot be applied and no
                 later snapshot can replace it. The replica stays at its last good version; a later `sync` tries again.
         """
+        return self._sync(look=True)
+
+    def _sync(self, *, look: bool) -> int:
         with self._syncing:
             try:
                 if self._state is None:
                     self._load_snapshot(after=-1)
-                while self._step():
+                while self._step() or (look and self._skip_lost()):
                     pass
             except EvergradError as error:
                 self._error = error
@@ -184,6 +191,15 @@ class Replica:
             self._newest_us = max(self._newest_us, update.newest_us)
             self._updates += 1
             self._update_bytes += size
+        return True
+
+    def _skip_lost(self) -> bool:
+        # No next update is the end of the log, unless the log has a later snapshot: then that update is lost.
+        if not any(version > self._version for version in self._log.snapshots()):
+            return False
+        if not self._step():  # it was not written between the two looks either
+            logger.warning("version %d is missing from %s", self._version + 1, self._log.url)
+            self._load_snapshot(after=self._version)
         return True
 
     def _load_snapshot(self, *, after: int, cause: EvergradError | None = None) -> None:
@@ -226,20 +242,24 @@ class Replica:
             poll_s: seconds between two looks at a log that has nothing new.
         """
         if self._thread is None:
+            self._stop.clear()
             self._thread = threading.Thread(target=self._follow, args=(poll_s,), name="evergrad-replica", daemon=True)
             self._thread.start()
         return self
 
     def _follow(self, poll_s: float) -> None:
-        wait_s, told = poll_s, ""
+        first_s = max(poll_s, _MIN_WAIT_S)
+        wait_s, told, unlooked_s = first_s, "", _LOOK_S
         while not self._stop.is_set():
+            look = unlooked_s >= _LOOK_S  # listing costs much more than asking for the next name
             try:
-                self.sync()
-                wait_s, told = poll_s, ""
+                self._sync(look=look)
+                wait_s, told = first_s, ""
             except EvergradError as error:
                 if str(error) != told:
                     logger.warning("keeping version %d: %s", self._version, error)
-                told, wait_s = str(error), min(2 * wait_s, _MAX_WAIT_S)
+                told, wait_s = str(error), max(first_s, min(2 * wait_s, _MAX_WAIT_S))
+            unlooked_s = wait_s if look else unlooked_s + wait_s
             self._stop.wait(wait_s)
 
     def close(self) -> None:

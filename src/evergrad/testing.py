@@ -40,12 +40,14 @@ class FaultyStore:
         fail_create: names whose creation fails, nothing stored.
         fail_after_create: names whose creation is stored, and then reported as failed.
         replace: what reading a name gives instead; None: as if it were not there.
+        fail_read: names whose reading fails.
     """
 
     inner: ObjectStore
     fail_create: set[str] = field(default_factory=set)
     fail_after_create: set[str] = field(default_factory=set)
     replace: dict[str, bytes | None] = field(default_factory=dict)
+    fail_read: set[str] = field(default_factory=set)
 
     def create(self, name: str, data: bytes) -> bool:
         if name in self.fail_create:
@@ -57,6 +59,8 @@ class FaultyStore:
         return created
 
     def read(self, name: str) -> bytes | None:
+        if name in self.fail_read:
+            raise LogUnavailable("faulty:", f"no answer about {name}")
         return self.replace[name] if name in self.replace else self.inner.read(name)
 
     def names(self, prefix: str) -> list[str]:
