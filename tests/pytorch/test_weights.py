@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import evergrad
-from evergrad.errors import SchemaMismatch, WeightsChanged
+from evergrad.errors import NonFiniteWeights, SchemaMismatch, WeightsChanged
 from evergrad.pytorch.publisher import Forward, Publisher
 from tests.pytorch.models import (
     FORWARDS,
@@ -18,6 +18,7 @@ from tests.pytorch.models import (
     batches,
     channels_last,
     deployed_bits,
+    linear,
     loss_of,
     replica_bits,
     sgd,
@@ -206,6 +207,33 @@ def test_memory_format_does_not_change_what_an_optimizer_does(optimizer_name: st
             publisher.publish()
         publisher.detach()
     assert state_bits(model) == state_bits(twin)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_is_not_finite_begins_no_log(value: float, url: str) -> None:
+    model = linear()
+    with torch.no_grad():
+        model[3].weight[1, 2] = value
+    with pytest.raises(NonFiniteWeights) as caught:
+        Publisher(model, sgd(model), url)
+    assert (caught.value.tensor, caught.value.step) == ("3.weight", 0)
+    assert not evergrad.open_log(url).begun()
+
+
+@pytest.mark.parametrize("name", ["3.weight", "norm"])
+def test_a_model_that_is_not_finite_continues_no_log(name: str, url: str) -> None:
+    model = linear()
+    model.register_buffer("norm", torch.ones(4))
+    with Publisher(model, sgd(model), url):
+        pass
+    model.state_dict()[name].reshape(-1)[1] = float("nan")
+    optimizer = sgd(model)
+    with pytest.raises(NonFiniteWeights) as caught:
+        Publisher(model, optimizer, url)
+    assert (caught.value.tensor, caught.value.step) == (name, 0)
+    assert evergrad.open_log(url).updates() == []
+    model.state_dict()[name].reshape(-1)[1] = 1.0
+    Publisher(model, optimizer, url).close()
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

@@ -26,7 +26,7 @@ _TYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class ModuleTensor:
-    """One tensor of a module: `owner.attribute` is where it lives; a parameter, or a persistent buffer."""
+    """One tensor of a module: a parameter, or a persistent buffer."""
 
     name: str
     tensor: torch.Tensor

@@ -37,7 +37,7 @@ from evergrad.errors import (
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.bridge import schema_of, state_of
 from evergrad.pytorch.select import top_k
-from evergrad.pytorch.weights import Weights
+from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.replica import Replica
 from evergrad.schema import Schema
 from evergrad.update import Section, Snapshot, State, Steps, Update, Values, digest, fold, short_fingerprint
@@ -91,6 +91,7 @@ class Publisher:
     Raises:
         ConfigError: a setting out of range. OptimizerAttached: close the other publisher first.
         SchemaMismatch: the log is of another model. LogUnavailable, WriterConflict: see there.
+        NonFiniteWeights: the model holds NaN or infinity (step 0).
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Publisher:
         self._newest_us = 0
         self._pending: list[Section] = []
         schema = schema_of(model)
+        require_finite(model)
         if self._log.begun():
             self._continue_log(schema)
         else:
@@ -184,6 +186,7 @@ class Publisher:
             self._move()
         finally:
             self._weights.show_own()
+            self._weights.return_gradients()
 
     def _move(self) -> None:
         """Chooses the k largest differences and moves the deployed weights there.

@@ -40,6 +40,7 @@ class Weights:
         self._homes = _homes_of_buffers(model)
         self.master = {t.name: t.tensor.data for t in self.parameters}
         self.deployed = state_views(state)
+        self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._show(self.master)
 
     @property
@@ -81,21 +82,29 @@ class Weights:
                 raise WeightsChanged(found.name)
 
     def align_gradients(self) -> None:
-        """Lays each gradient out in memory as its master.
+        """Lays each gradient out in memory as its master, until `return_gradients`.
 
         A closed loop's gradients were taken at the deployed weights, and lie as those do, row-major; the master may be
         channels_last. Fused optimizers walk both by address, and do not check.
         """
+        self._aligned = []
         for found in self.parameters if self._closed_loop else ():
             grad, master = found.tensor.grad, self.master[found.name]
             if grad is not None and grad.layout == torch.strided and grad.stride() != master.stride():
                 found.tensor.grad = torch.empty_like(master, dtype=grad.dtype).copy_(grad)
+                self._aligned.append((found.tensor, found.tensor.grad, grad))
+
+    def return_gradients(self) -> None:
+        """Undoes `align_gradients`; a gradient that the optimizer changed keeps its change."""
+        for tensor, aligned, grad in self._aligned:
+            if tensor.grad is aligned:
+                tensor.grad = grad.copy_(aligned)
+        self._aligned = []
 
     def check_finite(self, step: int) -> None:
         """Raises NonFiniteWeights where a master weight is NaN or infinite."""
         for name, tensor in self.master.items():
-            if not bool(tensor.isfinite().all()):
-                raise NonFiniteWeights(name, step)
+            _require_finite(name, tensor, step)
 
     def showing_master(self) -> AbstractContextManager[nn.Module]:
         """Inside, parameters are the master weights, and may be changed in place."""
@@ -137,9 +146,12 @@ class Weights:
         return np.concatenate([values for _, values in sorted(parts, key=lambda part: part[0])])
 
     def differing(self) -> list[Section]:
-        """Absolute values of every element whose live bits are not the deployed ones."""
-        return self._as_values([(found, _bits_differ(found.tensor, self.deployed[found.name]))
-                                for found in (*self.parameters, *self.buffers)])  # fmt: skip
+        """Absolute values of every element whose live bits are not the deployed ones. Raises NonFiniteWeights."""
+        due = [(found, _bits_differ(found.tensor, self.deployed[found.name]))
+               for found in (*self.parameters, *self.buffers)]  # fmt: skip
+        for found, changed in due:
+            _require_finite(found.name, found.tensor.detach()[changed], 0)
+        return self._as_values(due)
 
     def restore_buffers(self) -> None:
         """Live buffers become equal to the deployed ones: undoes what a forward pass did to statistics."""
@@ -157,8 +169,7 @@ class Weights:
             changed = _bits_differ(found.tensor, deployed)
             if found.tensor.is_floating_point() and bool(changed.any()):
                 live = found.tensor.detach().double()
-                if not bool(live[changed].isfinite().all()):
-                    raise NonFiniteWeights(found.name, step)
+                _require_finite(found.name, live[changed], step)
                 changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
             due.append((found, changed))
         return self._as_values(due)
@@ -179,6 +190,18 @@ class Weights:
             order = np.argsort(indices)
             sections.append(Values(indices[order], np.concatenate([part[1] for part in parts])[order], dtype))
         return sections
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raises NonFiniteWeights (step 0) where a parameter is NaN or infinite."""
+    for found in module_tensors(model)[0]:
+        if found.parameter:
+            _require_finite(found.name, found.tensor.detach(), 0)
+
+
+def _require_finite(name: str, values: torch.Tensor, step: int) -> None:
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise NonFiniteWeights(name, step)
 
 
 def _kind(tensor: torch.Tensor | None) -> str:
