@@ -18,7 +18,8 @@ class Gate:
 
     The deployed model's loss on each new batch (scored before it is trained on) feeds a fast and a slow fading mean.
     While fast > `ratio` * slow, updates are held; the slow mean then stands still, so a lasting fault is not learned as
-    the new normal, but for at most `patience` batches: after that the change is taken for a drift of the world.
+    the new normal, but for at most `patience` batches: after that the change is taken for a drift of the world. A loss
+    that is NaN or infinite holds its own batch, and enters neither mean.
 
     Args:
         ratio: how much worse is too much.
@@ -43,16 +44,17 @@ class Gate:
     def judge(self, loss: float) -> bool:
         """Takes in the mean loss of the newest batch; True: updates may be published."""
         self._batches += 1
-        warm = self._batches > self.baseline
-        value = loss if math.isfinite(loss) else math.inf
-        self._fast.add(value)
-        worse = warm and not self._fast.value <= self.ratio * self._slow.value
+        warm, usable = self._batches > self.baseline, math.isfinite(loss)
+        if usable:
+            self._fast.add(loss)
+        worse = warm and not (usable and self._fast.value <= self.ratio * self._slow.value)
         if worse and self.held < self.patience:
             self.held += 1
             return False
         self.held = 0
-        if math.isinf(self._fast.value):
-            self._fast = Fading(self.fresh)
-        if math.isfinite(value):
-            self._slow.add(value)
+        if worse:  # patience has run out: what the newest batches say is the new normal
+            self._slow = Fading(self.baseline)
+            self._slow.add(self._fast.value)
+        elif usable:
+            self._slow.add(loss)
         return True
