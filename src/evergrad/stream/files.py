@@ -37,7 +37,7 @@ class NpzStream:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 x, y = np.asarray(arrays["x"]), np.asarray(arrays["y"])
         except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for what they cannot read
             raise ConfigError("stream.path", f"{self.path} must hold plain arrays x and y: {error}") from error
