@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from obstore.store import MemoryStore
 
+from evergrad.history import History
 from evergrad.log import ObjectStore, UpdateLog
 from evergrad.log.store import ObstoreStore
 from evergrad.schema import STORAGE, Schema
@@ -125,6 +130,20 @@ def equal_states(mine: State, other: State) -> bool:
     return mine.digest == other.digest and all(
         a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(mine.arrays, other.arrays, strict=True)
     )
+
+
+def small_history(path: Path) -> History:
+    """An empty history of columns x (two float32) and y (int64) whose segments hold three rows, not millions."""
+    columns = [{"name": "x", "dtype": "<f4", "shape": [2]}, {"name": "y", "dtype": "<i8", "shape": []}]
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "history.json").write_text(json.dumps({"format": 1, "rows_per_segment": 3, "columns": columns}))
+    return History(path)
+
+
+def examples(first: int, count: int) -> dict[str, npt.NDArray[Any]]:
+    """Rows for `small_history` that tell which they are."""
+    rows = np.arange(first, first + count)
+    return {"x": np.stack([rows, rows * -2], axis=1).astype("f4"), "y": rows}
 
 
 @dataclass

@@ -69,7 +69,7 @@ def import_object(path: str, where: str) -> Any:
         ConfigError: not of that form, no such module, or no such name in it.
     """
     module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
+    if not (module_name and colon and name) or module_name.startswith("."):
         raise ConfigError(where, f"{path!r} must have the form package.module:name")
     try:
         found = importlib.import_module(module_name)

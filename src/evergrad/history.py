@@ -25,6 +25,7 @@ import xxhash
 from evergrad.errors import HistoryDamaged, HistoryMismatch
 
 Columns = Mapping[str, npt.NDArray[Any]]
+_FORMAT = 1
 _COMMIT = struct.Struct("<QQ")
 _SEGMENT_BYTES = 16 << 20
 
@@ -125,6 +126,8 @@ class History:
     def _open(self) -> None:
         try:
             self._layout = msgspec.json.decode((self.path / "history.json").read_bytes(), type=_Layout)
+            if not _readable(self._layout):
+                raise HistoryDamaged(str(self.path), "history.json names a format or columns that nobody writes")
             self._rows = self._last_commit()
             for column in self._layout.columns:
                 last = (self._rows - 1) // self._layout.rows_per_segment
@@ -132,7 +135,7 @@ class History:
                     expected = column.row_bytes * self._layout.rows_per_segment
                     if self._file(segment, column.name).stat().st_size != expected:
                         raise HistoryDamaged(str(self.path), f"{self._file(segment, column.name)} has a wrong size")
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HistoryDamaged(str(self.path), str(error)) from error
 
     def _last_commit(self) -> int:
@@ -185,17 +188,33 @@ def _checksum(rows: int) -> int:
     return xxhash.xxh3_64_intdigest(struct.pack("<Q", rows))
 
 
+def _readable(layout: _Layout) -> bool:
+    if layout.format != _FORMAT or layout.rows_per_segment < 1 or not layout.columns:
+        return False
+    try:
+        return all(
+            column.name.isidentifier() and min(column.shape, default=0) >= 0 and _plain(column)
+            for column in layout.columns
+        )
+    except (TypeError, ValueError, SyntaxError):  # numpy knows no such dtype
+        return False
+
+
+def _plain(column: _Column) -> bool:
+    return np.dtype(column.dtype).kind not in "OV" and column.row_bytes > 0
+
+
 def _layout_of(arrays: Columns) -> _Layout:
     columns = [_Column(name, array.dtype.str, list(array.shape[1:])) for name, array in arrays.items()]
     for column in columns:
         if not column.name.isidentifier():
             raise HistoryMismatch(column.name, "a name of letters, digits and underscores", "another")
-        if np.dtype(column.dtype).hasobject or not column.row_bytes:
+        if not _plain(column):
             raise HistoryMismatch(column.name, "numbers in rows of at least one byte", column.dtype)
     if not columns:
         raise HistoryMismatch("*", "at least one column", "none")
     widest = max(column.row_bytes for column in columns)
-    return _Layout(1, max(1, _SEGMENT_BYTES // widest), columns)
+    return _Layout(_FORMAT, max(1, _SEGMENT_BYTES // widest), columns)
 
 
 def _check(layout: _Layout, arrays: Columns) -> int:

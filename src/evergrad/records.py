@@ -6,6 +6,7 @@ and a last line that a crash cut off.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,18 +15,20 @@ from typing import Any, Self
 import msgspec
 
 Record = dict[str, Any]
+_BLOCK_BYTES = 1 << 16
 
 
 class RecordWriter:
     """Appends records to a file, each one flushed, so that others can follow it.
 
     Args:
-        path: made with its folder where it does not exist; appended to where it does.
+        path: made with its folder where it does not exist; appended to where it does, behind its last whole line.
         clock: seconds since 1970.
     """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(Path(path))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - kept open for the run's length
         self._clock = clock
 
@@ -42,6 +45,22 @@ class RecordWriter:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
 
 
 def read_records(path: str | Path) -> Iterator[Record]:

@@ -26,7 +26,7 @@ def open_log(url: str, *, create: bool = False) -> UpdateLog:
         create: make the place where it does not exist (for a publisher). Nothing is written into it yet.
 
     Raises:
-        ConfigError: a kind of URL that Evergrad does not know.
+        ConfigError: a kind of URL that Evergrad does not know, or one that names no place on this machine.
         LogUnavailable: the place exists and cannot be used.
 
     >>> open_log("memory:doctest", create=True).begun()
@@ -36,7 +36,10 @@ def open_log(url: str, *, create: bool = False) -> UpdateLog:
     if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         scheme, rest = "file", url
     elif scheme == "file" and rest.startswith("//"):
-        rest = unquote(urlsplit(url).path)
+        parts = urlsplit(url)
+        if parts.netloc not in {"", "localhost"}:
+            raise ConfigError("log", f"{url!r} names the machine {parts.netloc!r}; write file:path or file:///path")
+        rest = unquote(parts.path)
     if not rest:
         raise ConfigError("log", f"{url!r} names no place; write for example file:updates")
     if scheme == "file":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +37,9 @@ class NpzStream:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                x, y = arrays["x"], arrays["y"]
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                x, y = np.asarray(arrays["x"]), np.asarray(arrays["y"])
+        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for what they cannot read
             raise ConfigError("stream.path", f"{self.path} must hold plain arrays x and y: {error}") from error
         if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
             raise ConfigError("stream.path", f"{self.path} holds x of shape {x.shape} and y of shape {y.shape}")

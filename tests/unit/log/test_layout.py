@@ -1,0 +1,84 @@
+"""What a log writes and lists; its faults are in tests/faults."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from evergrad.errors import CorruptRecord
+from evergrad.log import UpdateLog
+from tests.builders import (
+    Writer,
+    equal_states,
+    fresh_log,
+    new_state,
+    small_schema,
+    snapshot_name,
+    snapshot_of,
+    update_name,
+)
+
+
+def test_begin_and_append_tell_the_bytes_of_what_they_wrote() -> None:
+    log = fresh_log()
+    writer = Writer(log)
+    assert not log.begun()
+    written = log.begin(writer.snapshot(), "package.module:build")
+    assert written == len(log.store.read(snapshot_name(0)) or b"")
+    assert log.begun()
+    assert log.append(writer.next_update()) == len(log.store.read(update_name(1)) or b"")
+    assert json.loads(log.store.read("evergrad.json") or b"") == {
+        "format": 1, "schema": small_schema().fingerprint, "model": "package.module:build",
+    }  # fmt: skip
+
+
+def test_model_is_optional() -> None:
+    log = fresh_log()
+    log.begin(Writer(log).snapshot())
+    assert UpdateLog(log.store, "memory:test").model is None
+    assert b"model" not in (log.store.read("evergrad.json") or b"")
+
+
+def test_read_gives_the_update_and_its_size_or_none() -> None:
+    writer = Writer(fresh_log()).begin()
+    update = writer.next_update()
+    size = writer.log.append(update)
+    found = writer.log.read(1)
+    assert found is not None
+    assert (found[0].version, found[0].digest_after, found[1]) == (1, update.digest_after, size)
+    assert writer.log.read(2) is None
+
+
+def test_versions_are_listed_as_numbers_ascending_beyond_twelve_digits() -> None:
+    writer = Writer(fresh_log()).begin()
+    for version in (10**12, 10**11, 9):
+        writer.log.write_snapshot(snapshot_of(writer.state, version))
+    assert writer.log.snapshots() == [0, 9, 10**11, 10**12]
+    assert writer.log.read_snapshot(10**12).version == 10**12
+
+
+def test_foreign_names_are_not_versions() -> None:
+    writer = Writer(fresh_log()).begin().append()
+    for name in ("updates/notes.txt", "updates/x.eg", "updates/-1.eg", "updates/1.5.eg", "updates/.eg"):
+        writer.log.store.create(name, b"")
+    assert writer.log.updates() == [1]
+
+
+def test_snapshot_is_read_as_it_was_written_and_never_written_over() -> None:
+    writer = Writer(fresh_log()).begin()
+    first = writer.log.store.read(snapshot_name(0))
+    other = snapshot_of(new_state(small_schema(), seed=9), 0)
+    writer.log.write_snapshot(other)
+    assert writer.log.store.read(snapshot_name(0)) == first
+    assert equal_states(writer.log.read_snapshot(0).state, writer.state)
+
+
+def test_snapshot_that_is_missing_or_under_another_name_is_refused() -> None:
+    writer = Writer(fresh_log()).begin()
+    writer.log.store.create(snapshot_name(5), writer.log.store.read(snapshot_name(0)) or b"")
+    with pytest.raises(CorruptRecord, match="it holds version 0"):
+        writer.log.read_snapshot(5)
+    with pytest.raises(CorruptRecord) as caught:
+        writer.log.read_snapshot(6)
+    assert caught.value.name == snapshot_name(6)

@@ -1,0 +1,75 @@
+"""Both stores keep the promises of `evergrad.log.base`, and the check of them can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+from evergrad.errors import LogUnavailable
+from evergrad.log.base import ObjectStore
+from evergrad.log.store import ObstoreStore, local_store, memory_store
+from evergrad.testing import FaultyStore, check_object_store
+from tests.builders import fresh_store
+
+
+def test_memory_keeps_the_promises() -> None:
+    check_object_store(fresh_store)
+    check_object_store(lambda: FaultyStore(fresh_store()))
+
+
+def test_local_directory_keeps_the_promises(tmp_path: Path) -> None:
+    def make() -> ObjectStore:
+        store = local_store(tmp_path / "log", "file:log", create=True)
+        assert store is not None
+        return store
+
+    check_object_store(make)
+
+
+class Overwriting(ObstoreStore):
+    def create(self, name: str, data: bytes) -> bool:
+        super().create(name, data)
+        return True
+
+
+class Forgetting(ObstoreStore):
+    def read(self, name: str) -> bytes | None:
+        return super().read(name) or None
+
+
+class Unordered(ObstoreStore):
+    def names(self, prefix: str) -> list[str]:
+        return super().names(prefix)[::-1]
+
+
+@pytest.mark.parametrize("kind", [Overwriting, Forgetting, Unordered])
+def test_check_finds_a_store_that_breaks_a_promise(kind: Callable[[MemoryStore, str], ObjectStore]) -> None:
+    with pytest.raises(AssertionError, match="broken promise"):
+        check_object_store(lambda: kind(MemoryStore(), "memory:test"))
+
+
+def test_place_that_does_not_exist_is_none_unless_it_is_to_be_made(tmp_path: Path) -> None:
+    assert local_store(tmp_path / "a" / "b", "file:b", create=False) is None
+    assert local_store(tmp_path / "a" / "b", "file:b", create=True) is not None
+    assert (tmp_path / "a" / "b").is_dir()
+    assert memory_store("tests/nowhere", "memory:nowhere", create=False) is None
+
+
+def test_failure_of_the_place_is_told_with_its_url(tmp_path: Path) -> None:
+    store = local_store(tmp_path, "file:log", create=True)
+    assert store is not None
+    (tmp_path / "updates").write_text("in the way")
+    with pytest.raises(LogUnavailable) as caught:
+        store.create("updates/1.eg", b"")
+    assert caught.value.url == "file:log"
+    assert "\n" not in caught.value.reason
+
+
+def test_names_of_one_folder_do_not_hold_those_of_its_neighbours() -> None:
+    store = fresh_store()
+    for name in ("updates/1.eg", "updates2/1.eg", "snapshots/1.safetensors", "updates"):
+        store.create(name, b"")
+    assert store.names("updates") == ["updates/1.eg"]
