@@ -158,8 +158,11 @@ class Publisher:
         ]
         _attached[self._optimizer] = self._log.url
         self._weights.show_own()
-        if self._pending:
+        try:
             self.publish()
+        except BaseException:
+            self.detach()
+            raise
 
     def master(self) -> AbstractContextManager[nn.Module]:
         """Inside, the model's parameters are the master weights, and may be read, saved and changed in place."""
@@ -229,7 +232,7 @@ class Publisher:
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, newest_s: float | None = None) -> Published | None:
-        """Appends what has moved since the last time as the next version; None where nothing has.
+        """Appends what has moved since the last time as the next version; None where nothing has, or after `detach`.
 
         Args:
             newest_s: when the newest example that the model has learned from arrived, seconds since 1970; default: now.
@@ -239,6 +242,8 @@ class Publisher:
                 is kept, and goes out with the next call. NonFiniteWeights: a buffer holds NaN or infinity.
             WeightsChanged: deployed weights were written to from elsewhere.
         """
+        if not self._hooks:
+            return None
         self._weights.check_untouched()
         self._commit(self._weights.stale_buffers(self._tolerance, self._steps))
         if not self._pending:
@@ -315,17 +320,18 @@ class Publisher:
 
     def detach(self) -> None:
         """Gives the loop back as it was: no hooks, parameters are the master weights. Publishes nothing more."""
+        if not self._hooks:
+            return
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if _attached.pop(self._optimizer, None) is not None:
-            self._weights.show_master()
+        _attached.pop(self._optimizer, None)
+        self._weights.show_master()
 
     def close(self) -> None:
         """Publishes what has moved, and detaches."""
         try:
-            if self._hooks:
-                self.publish()
+            self.publish()
         finally:
             self.detach()
 
