@@ -117,6 +117,7 @@ class Publisher:
         self._steps = self._updates = self._update_bytes = self._snapshot_bytes = 0
         self._newest_us = 0
         self._pending: list[Section] = []
+        self._unsent: Update | None = None
         schema = schema_of(model)
         require_finite(model)
         if self._log.begun():
@@ -124,7 +125,7 @@ class Publisher:
         else:
             self._state, self._version = state_of(model), 0
             self._snapshot_bytes += self._log.begin(self._snapshot(), factory)
-        self._published_digest = self._state.digest
+        self._published_digest, self._snapshot_version = self._state.digest, self._version
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
         self._attach(density)
 
@@ -246,19 +247,24 @@ class Publisher:
             return None
         self._weights.check_untouched()
         self._commit(self._weights.stale_buffers(self._tolerance, self._steps))
-        if not self._pending:
-            return None
-        newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
-        self._newest_us = max(self._newest_us, newest_us)
-        sections = self._smallest()
-        update = self._update(self._version + 1, self._published_digest, sections)
+        # A store that failed may have stored: the very update that it failed on goes first, or it would be our rival.
+        published = self._append(self._unsent) if self._unsent else None
+        if self._pending:
+            newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
+            self._newest_us = max(self._newest_us, newest_us)
+            self._unsent = self._update(self._version + 1, self._published_digest, self._smallest())
+            self._pending = []
+            published = self._append(self._unsent)
+        if self._version // self._snapshot_every > self._snapshot_version // self._snapshot_every:
+            self._write_snapshot()
+        return published
+
+    def _append(self, update: Update) -> Published:
         size = self._log.append(update)
-        self._version, self._published_digest, self._pending = update.version, self._state.digest, []
+        self._version, self._published_digest, self._unsent = update.version, update.digest_after, None
         self._updates += 1
         self._update_bytes += size
-        if self._version % self._snapshot_every == 0:
-            self._write_snapshot()
-        return Published(version=self._version, update_bytes=size, elements=update.elements)
+        return Published(version=update.version, update_bytes=size, elements=update.elements)
 
     def _smallest(self) -> tuple[Section, ...]:
         bundle = tuple(self._pending)
@@ -291,6 +297,7 @@ class Publisher:
         if digest(self._state.schema, self._state.arrays) != self._state.digest:
             raise WeightsChanged("a parameter")
         self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
+        self._snapshot_version = self._version
 
     @property
     def log(self) -> UpdateLog:
