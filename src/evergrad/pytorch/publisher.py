@@ -36,7 +36,7 @@ from evergrad.errors import (
 )
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.bridge import schema_of, state_of
-from evergrad.pytorch.select import top_k
+from evergrad.pytorch.select import even_step, top_k
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.replica import Replica
 from evergrad.schema import Schema
@@ -204,14 +204,16 @@ class Publisher:
         chosen = top_k(self._difference.abs(), self._k)
         moves, indices = self._difference[chosen].numpy(), chosen.numpy()
         sections: list[Section] = []
-        for group in schema.groups:
+        for group_number, group in enumerate(schema.groups):
             first, last = np.searchsorted(indices, (group.start, group.stop))
             if first == last:
                 continue
             mine = slice(int(first), int(last))
             if group.dtype == "F32":
-                scale = float(np.abs(moves[mine]).mean(dtype=np.float32))
-                sections.append(Steps(indices[mine], moves[mine] < 0, scale))
+                own = self._state.arrays[group_number][indices[mine] - group.start]
+                kept, scale = even_step(moves[mine], own)
+                if len(kept):
+                    sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale))
             else:
                 sections.append(Values(indices[mine], weights.master_values(indices[mine]), group.dtype))
         self._commit(sections)
