@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from evergrad.pytorch.select import top_k
+from evergrad.pytorch.select import even_step, top_k
 
 few_values = st.sampled_from([-2.0, -0.0, 0.0, 1e-45, 1.0, 1.5, 3.0, float("inf")])
 any_values = st.floats(-10, 10, width=32)
@@ -21,6 +21,7 @@ def brute_force(scores: npt.NDArray[np.float32], k: int) -> list[int]:
     return sorted(i for i in order[:k] if scores[i] > 0)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     scores=hnp.arrays(np.float32, st.integers(1, 60), elements=few_values | any_values),
     k=st.integers(1, 70),
@@ -51,3 +52,55 @@ def test_more_asked_than_positive() -> None:
 
 def test_no_scores() -> None:
     assert top_k(torch.zeros(0), 3).tolist() == []
+
+
+finite_values = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    pairs=st.lists(
+        st.tuples(finite_values | st.floats(-2, 2, width=32), finite_values | st.floats(-2, 2, width=32)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_even_steps_bring_each_moved_element_closer_and_end(pairs: list[tuple[float, float]]) -> None:
+    deployed, master = np.array(pairs, dtype=np.float32).T.copy()
+    with np.errstate(over="ignore"):
+        moves = master - deployed
+    keep = np.isfinite(moves) & (moves != 0)
+    deployed, master = deployed[keep], master[keep]
+    for _ in range(2000):
+        moves = master - deployed
+        chosen = np.flatnonzero(moves)
+        kept, scale = even_step(moves[chosen], deployed[chosen])
+        if not len(kept):
+            break
+        at = chosen[kept]
+        assert scale > 0
+        assert (np.diff(at) > 0).all()
+        before = np.abs(master[at].astype(np.float64) - deployed[at])
+        deployed[at] += np.where(moves[at] < 0, -np.float32(scale), np.float32(scale))
+        after = np.abs(master[at].astype(np.float64) - deployed[at])
+        assert np.isfinite(deployed[at]).all()
+        assert (after <= before).all()
+    else:
+        raise AssertionError("it goes on for ever")
+    assert np.array_equal(deployed, master)
+
+
+def test_an_even_step_is_their_mean_where_all_are_alike() -> None:
+    kept, scale = even_step(np.float32([1.0, -1.5, 2.0]), np.float32([0, 0, 0]))
+    assert (kept.tolist(), scale) == ([0, 1, 2], 1.5)
+
+
+def test_an_outlier_does_not_drag_the_others_along() -> None:
+    kept, scale = even_step(np.float32([0.01] * 9 + [1.0]), np.zeros(10, np.float32))
+    assert (kept.tolist(), scale) == ([9], 1.0)
+
+
+def test_a_step_below_half_an_ulp_is_not_taken() -> None:
+    kept, scale = even_step(np.float32([1e-9, 1e-9, 6e-8]), np.float32([1e-3, 1e-3, 0.75]))
+    assert kept.tolist() == [2]
+    assert scale == float(np.float32(6e-8))

@@ -36,7 +36,7 @@ from evergrad.errors import (
 )
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.bridge import schema_of, state_of
-from evergrad.pytorch.select import top_k
+from evergrad.pytorch.select import even_step, top_k
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.replica import Replica
 from evergrad.schema import Schema
@@ -117,6 +117,7 @@ class Publisher:
         self._steps = self._updates = self._update_bytes = self._snapshot_bytes = 0
         self._newest_us = 0
         self._pending: list[Section] = []
+        self._unsent: Update | None = None
         schema = schema_of(model)
         require_finite(model)
         if self._log.begun():
@@ -124,7 +125,7 @@ class Publisher:
         else:
             self._state, self._version = state_of(model), 0
             self._snapshot_bytes += self._log.begin(self._snapshot(), factory)
-        self._published_digest = self._state.digest
+        self._published_digest, self._snapshot_version = self._state.digest, self._version
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
         self._attach(density)
 
@@ -158,8 +159,11 @@ class Publisher:
         ]
         _attached[self._optimizer] = self._log.url
         self._weights.show_own()
-        if self._pending:
+        try:
             self.publish()
+        except BaseException:
+            self.detach()
+            raise
 
     def master(self) -> AbstractContextManager[nn.Module]:
         """Inside, the model's parameters are the master weights, and may be read, saved and changed in place."""
@@ -204,14 +208,16 @@ class Publisher:
         chosen = top_k(self._difference.abs(), self._k)
         moves, indices = self._difference[chosen].numpy(), chosen.numpy()
         sections: list[Section] = []
-        for group in schema.groups:
+        for group_number, group in enumerate(schema.groups):
             first, last = np.searchsorted(indices, (group.start, group.stop))
             if first == last:
                 continue
             mine = slice(int(first), int(last))
             if group.dtype == "F32":
-                scale = float(np.abs(moves[mine]).mean(dtype=np.float32))
-                sections.append(Steps(indices[mine], moves[mine] < 0, scale))
+                own = self._state.arrays[group_number][indices[mine] - group.start]
+                kept, scale = even_step(moves[mine], own)
+                if len(kept):
+                    sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale))
             else:
                 sections.append(Values(indices[mine], weights.master_values(indices[mine]), group.dtype))
         self._commit(sections)
@@ -233,7 +239,7 @@ class Publisher:
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, newest_s: float | None = None) -> Published | None:
-        """Appends what has moved since the last time as the next version; None where nothing has.
+        """Appends what has moved since the last time as the next version; None where nothing has, or after `detach`.
 
         Args:
             newest_s: when the newest example that the model has learned from arrived, seconds since 1970; default: now.
@@ -243,21 +249,28 @@ class Publisher:
                 is kept, and goes out with the next call. NonFiniteWeights: a buffer holds NaN or infinity.
             WeightsChanged: deployed weights were written to from elsewhere.
         """
+        if not self._hooks:
+            return None
         self._weights.check_untouched()
         self._commit(self._weights.stale_buffers(self._tolerance, self._steps))
-        if not self._pending:
-            return None
-        newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
-        self._newest_us = max(self._newest_us, newest_us)
-        sections = self._smallest()
-        update = self._update(self._version + 1, self._published_digest, sections)
+        # A store that failed may have stored: the very update that it failed on goes first, or it would be our rival.
+        published = self._append(self._unsent) if self._unsent else None
+        if self._pending:
+            newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
+            self._newest_us = max(self._newest_us, newest_us)
+            self._unsent = self._update(self._version + 1, self._published_digest, self._smallest())
+            self._pending = []
+            published = self._append(self._unsent)
+        if self._version // self._snapshot_every > self._snapshot_version // self._snapshot_every:
+            self._write_snapshot()
+        return published
+
+    def _append(self, update: Update) -> Published:
         size = self._log.append(update)
-        self._version, self._published_digest, self._pending = update.version, self._state.digest, []
+        self._version, self._published_digest, self._unsent = update.version, update.digest_after, None
         self._updates += 1
         self._update_bytes += size
-        if self._version % self._snapshot_every == 0:
-            self._write_snapshot()
-        return Published(version=self._version, update_bytes=size, elements=update.elements)
+        return Published(version=update.version, update_bytes=size, elements=update.elements)
 
     def _smallest(self) -> tuple[Section, ...]:
         bundle = tuple(self._pending)
@@ -290,6 +303,7 @@ class Publisher:
         if digest(self._state.schema, self._state.arrays) != self._state.digest:
             raise WeightsChanged("a parameter")
         self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
+        self._snapshot_version = self._version
 
     @property
     def log(self) -> UpdateLog:
@@ -319,17 +333,18 @@ class Publisher:
 
     def detach(self) -> None:
         """Gives the loop back as it was: no hooks, parameters are the master weights. Publishes nothing more."""
+        if not self._hooks:
+            return
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        if _attached.pop(self._optimizer, None) is not None:
-            self._weights.show_master()
+        _attached.pop(self._optimizer, None)
+        self._weights.show_master()
 
     def close(self) -> None:
         """Publishes what has moved, and detaches."""
         try:
-            if self._hooks:
-                self.publish()
+            self.publish()
         finally:
             self.detach()
 

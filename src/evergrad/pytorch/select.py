@@ -1,7 +1,11 @@
-"""Which elements to send: the torch reference."""
+"""Which elements to send, and how far they move: the torch reference."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -26,3 +30,40 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     above = (scores > threshold).nonzero().squeeze(1)
     equal = (scores == threshold).nonzero().squeeze(1)[: k - above.numel()]
     return torch.cat((above, equal)).sort().values
+
+
+def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], float]:
+    """Which of the chosen elements move, all by one scale: their mean distance, and only where it brings them closer.
+
+    Without the second condition, elements nearer than half the scale are overshot, and those whose half ulp is larger
+    do not move at all: both are chosen again and again, for ever.
+
+    Args:
+        moves: master - deployed of the chosen elements, finite, not zero.
+        deployed: their deployed values.
+
+    Returns:
+        Positions in `moves`, ascending, and the scale; no positions where no float32 is closer.
+
+    >>> even_step(np.float32([8, -7, 9, 1]), np.zeros(4, np.float32))
+    (array([0, 1, 2]), 8.0)
+    """
+    sizes = np.abs(moves).astype(np.float64)
+    kept = np.arange(len(moves))
+    while len(kept):
+        scale = np.float32(sizes[kept].mean())
+        closer = _closer(moves[kept], deployed[kept], scale)
+        if closer.all():
+            return kept, float(scale)
+        # The largest alone is the last resort: its own distance is a step that it can take.
+        largest = sizes[kept] == sizes[kept].max()
+        kept = kept[closer] if closer.any() else kept[largest & ~largest.all()]
+    return kept, 0.0
+
+
+def _closer(moves: npt.NDArray[Any], deployed: npt.NDArray[Any], scale: np.float32) -> npt.NDArray[np.bool_]:
+    with np.errstate(over="ignore"):
+        after = deployed + np.where(moves < 0, -scale, scale)
+    rest = moves.astype(np.float64) - (after.astype(np.float64) - deployed)
+    result: npt.NDArray[np.bool_] = np.abs(rest) < np.abs(moves)
+    return result
