@@ -52,6 +52,26 @@ def test_a_log_of_no_known_kind(bad: str) -> None:
         Publisher(model, sgd(model), bad)
 
 
+def test_an_optimizer_of_another_model(url: str) -> None:
+    """It would train, and never publish."""
+    with pytest.raises(ConfigError) as caught:
+        Publisher(linear(), sgd(linear()), url)
+    assert caught.value.key == "optimizer"
+    assert not evergrad.open_log(url, create=True).begun()
+
+
+def test_a_second_optimizer_steps_the_weights_of_a_closed_loop(url: str) -> None:
+    model = linear()
+    optimizer, other = sgd(model), sgd(model)
+    publisher = Publisher(model, optimizer, url)
+    loss_of(model, *next(batches())).backward()
+    other.step()
+    with pytest.raises(WeightsChanged):
+        optimizer.step()
+    with pytest.raises(WeightsChanged):
+        publisher.publish()
+
+
 def test_a_second_publisher_on_one_optimizer(url: str) -> None:
     model = linear()
     optimizer = sgd(model)

@@ -108,6 +108,8 @@ class Publisher:
         clock: Callable[[], float] = time.time,
     ) -> None:
         _check_settings(density, forward, buffer_tolerance, snapshot_every)
+        if not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
+            raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
         if optimizer in _attached:
             raise OptimizerAttached(_attached[optimizer])
