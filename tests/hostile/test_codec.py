@@ -85,6 +85,18 @@ REJECTED = {
         sealed(header() + section(rice=40, count=8, unary=b"\xff", remainders=b"\xff" * 40, payload=b"\0")),
         "outside the model",
     ),
+    "a place that wraps around 64 bits to below zero": (
+        sealed(
+            header() + section(count=1, rice=40, unary=bytes(1 << 20) + b"\x80", remainders=bytes(5), payload=b"\0")
+        ),
+        "outside the model",
+    ),
+    "a place that wraps around 64 bits to zero": (
+        sealed(
+            header() + section(count=1, rice=40, unary=bytes(1 << 21) + b"\x80", remainders=bytes(5), payload=b"\0")
+        ),
+        "outside the model",
+    ),
     "scale zero": (sealed(header() + section(scale=0.0)), "scale 0.0"),
     "scale below zero": (sealed(header() + section(scale=-1.0)), "scale -1.0"),
     "scale infinite": (sealed(header() + section(scale=math.inf)), "scale inf"),

@@ -73,3 +73,12 @@ def test_names_of_one_folder_do_not_hold_those_of_its_neighbours() -> None:
     for name in ("updates/1.eg", "updates2/1.eg", "snapshots/1.safetensors", "updates"):
         store.create(name, b"")
     assert store.names("updates") == ["updates/1.eg"]
+
+
+def test_many_names_are_ascending_in_whatever_order_they_were_created(tmp_path: Path) -> None:
+    store = local_store(tmp_path, "file:log", create=True)
+    assert store is not None
+    wanted = [f"updates/{version:012d}.eg" for version in range(60)]
+    for step in range(60):
+        store.create(wanted[step * 37 % 60], b"")
+    assert store.names("updates") == wanted
