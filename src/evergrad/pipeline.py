@@ -115,11 +115,9 @@ def run(
         ConfigError, SchemaMismatch, LogError, TrainingError, HistoryError: see those. Whatever is raised, log and
             history are valid, and the model's parameters are the master weights again.
     """
-    publisher = (
-        Publisher(model, optimizer, log, density=density, forward=forward, factory=factory, clock=clock)
-        if log is not None
-        else None
-    )
+    publisher = None
+    if log is not None:
+        publisher = Publisher(model, optimizer, log, density=density, forward=forward, factory=factory, clock=clock)
     with contextlib.ExitStack() as stack:
         if publisher:
             stack.callback(publisher.detach)
@@ -130,28 +128,46 @@ def run(
             model=model, loss=loss, optimizer=optimizer, history=history, sampler=sampler, trigger=trigger,
             batch_size=batch_size, publisher=publisher,
         )  # fmt: skip
-        losses, scores, held = Running(), Running(), False
+        loop = _Loop(trainer, publisher, gate, predict or trainer.predict, score)
         for batch in batches(stream, clock):
-            outputs = (predict or trainer.predict)(batch.x)
-            fresh_loss = trainer.loss_of(outputs, batch.y)
-            fresh = Running()
-            if score:
-                fresh.add(score(outputs, batch.y))
-                scores.add(score(outputs, batch.y))
-            losses.add([fresh_loss] * len(batch))
-            held = gate is not None and not gate.judge(fresh_loss)
-            step = trainer.learn(batch, publish=not held)
-            stats = publisher.stats() if publisher else None
-            progress = Progress(
-                batch=batch, loss=fresh_loss, score=fresh.value, step=step, held=held, examples=losses.count,
-                updates=stats.updates if stats else 0, update_bytes=stats.update_bytes if stats else 0,
-            )  # fmt: skip
+            progress = loop.take(batch)
             extra = observe(progress) if observe else None
             if writer:
                 writer.write("batch", **_fields(progress), **(extra or {}))
-        if publisher and not held:
-            publisher.publish()
-        return _summary(trainer, publisher, losses, scores)
+        return loop.finish()
+
+
+class _Loop:
+    """One batch after the other, and the sums over them."""
+
+    def __init__(
+        self, trainer: Trainer, publisher: Publisher | None, gate: Gate | None, predict: Predict, score: Score | None
+    ) -> None:
+        self._trainer, self._publisher, self._gate = trainer, publisher, gate
+        self._predict, self._score = predict, score
+        self._losses, self._scores, self._held = Running(), Running(), False
+
+    def take(self, batch: Batch) -> Progress:
+        outputs = self._predict(batch.x)
+        loss = self._trainer.loss_of(outputs, batch.y)
+        self._losses.add([loss] * len(batch))
+        fresh = Running()
+        if self._score:
+            scored = self._score(outputs, batch.y)
+            fresh.add(scored)
+            self._scores.add(scored)
+        self._held = self._gate is not None and not self._gate.judge(loss)
+        step = self._trainer.learn(batch, publish=not self._held)
+        stats = self._publisher.stats() if self._publisher else None
+        return Progress(
+            batch=batch, loss=loss, score=fresh.value, step=step, held=self._held, examples=self._losses.count,
+            updates=stats.updates if stats else 0, update_bytes=stats.update_bytes if stats else 0,
+        )  # fmt: skip
+
+    def finish(self) -> RunSummary:
+        if self._publisher and not self._held:
+            self._publisher.publish()
+        return _summary(self._trainer, self._publisher, self._losses, self._scores)
 
 
 def _fields(progress: Progress) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -196,6 +197,20 @@ def test_a_compiled_model(forward: Forward, url: str) -> None:
         plain = batch_norm().eval()
         plain.load_state_dict(shown.state_dict())
         assert torch.equal(shown.eval()(x), plain(x))
+
+
+def test_a_compiled_wrapper_publishes_under_the_modules_own_names(url: str) -> None:
+    model = batch_norm()
+    wrapper = torch.compile(model, backend="eager")
+    optimizer = sgd(model)
+    publisher, replica = Publisher(wrapper, optimizer, url, density=0.05), evergrad.Replica(url)
+    for _ in train(wrapper, optimizer, 4):
+        publisher.publish()
+        assert (replica.sync(), replica.digest) == (publisher.version, publisher.digest)
+    with publisher.deployed():
+        state = model.state_dict()
+        assert set(replica.weights) == set(state)
+        assert all(np.array_equal(replica.weights[name], tensor.numpy()) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("forward", FORWARDS)

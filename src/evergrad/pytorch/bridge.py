@@ -39,6 +39,7 @@ def module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str
     Raises:
         SchemaMismatch: a tensor that cannot be deployed (a dtype that safetensors has no name for, or not on the CPU).
     """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile(module) wraps: its names are the module's own
     found: dict[int, ModuleTensor] = {}
     aliases: dict[str, str] = {}
     for name, value in module.state_dict(keep_vars=True).items():
