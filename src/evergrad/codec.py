@@ -142,6 +142,8 @@ def _decode_section(reader: _Reader, schema: Schema) -> Section:
             raise CorruptRecord(reader.name, f"values with a scale of {scale}")
         stored = STORAGE[dtype].newbyteorder("<")
         values = np.frombuffer(reader.take(count * stored.itemsize), dtype=stored).astype(STORAGE[dtype])
+        if dtype == "BOOL" and values.max(initial=0) > 1:
+            raise CorruptRecord(reader.name, "a boolean that is neither 0 nor 1")
         return Values(indices, values, dtype)
     if not (math.isfinite(scale) and scale > 0) or dtype != "F32":
         raise CorruptRecord(reader.name, f"steps of scale {scale} in {dtype}")

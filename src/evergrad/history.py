@@ -6,13 +6,15 @@
     commits                 16 bytes a batch: rows committed so far, and their XXH3-64
 
 A batch is in when its commit record is whole, and then all of it is; what a crash left behind the last whole record is
-overwritten by the next append. Drawing rows touches only those rows' pages, so its cost does not grow with the history.
+overwritten by the next append. That holds when the process dies at any instant; against a loss of power nothing is
+synced to the disk. Drawing rows touches only those rows' pages, so its cost does not grow with the history.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,14 +176,21 @@ class History:
             path, rows = self._file(segment, column.name), layout.rows_per_segment
             path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as file:
-                # Blocks are reserved now: a full disk is an error here, not a signal in the midst of a mapped write.
-                os.posix_fallocate(file.fileno(), 0, rows * column.row_bytes)
+                _reserve(file.fileno(), rows * column.row_bytes)
             found = np.memmap(path, dtype=column.dtype, mode="r+", shape=(rows, *column.shape))
             self._maps[segment, column.name] = found
         return found
 
     def _file(self, segment: int, name: str) -> Path:
         return self.path / f"{segment:06d}" / f"{name}.bin"
+
+
+def _reserve(file: int, size: int) -> None:
+    # Where the system can, blocks are reserved now: a full disk is an error here, not a signal in a mapped write.
+    if sys.platform == "linux":
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
 
 
 def _checksum(rows: int) -> int:

@@ -32,6 +32,7 @@ STORAGE: dict[str, np.dtype[np.generic]] = {
         "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "u1",
     }.items()
 }  # fmt: skip
+RESERVED_NAME = "__metadata__"
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 MAX_ELEMENTS = 1 << 40
 """A model may have this many elements at most: it keeps all index arithmetic far from the limits of 64 bits."""
@@ -130,6 +131,8 @@ class Schema:
         for name in (*(t.name for t in self.tensors), *self.aliases):
             if name in names:
                 raise SchemaMismatch(name, "each name once", "twice")
+            if name == RESERVED_NAME:
+                raise SchemaMismatch(name, "a name that safetensors does not keep for itself", "this one")
             names.add(name)
         for alias, name in self.aliases.items():
             if name not in self.by_name:

@@ -57,6 +57,10 @@ REJECTED = {
     "rice parameter": (sealed(header() + section(rice=41)), "no writer writes"),
     "reserved byte in a section": (sealed(header() + section(zero=1)), "no writer writes"),
     "unary stream cut": (sealed(header() + section(unary_bytes=1 << 31)), "bytes early"),
+    "boolean of two": (
+        sealed(header() + section(**VALUES | {"dtype": list(STORAGE).index("BOOL"), "payload": b"\1\2"})),
+        "neither 0 nor 1",
+    ),
     "count beyond the unary stream": (sealed(header() + section(count=9)), "9 indices cannot stand in 1 bytes"),
     "count of billions": (sealed(header() + section(count=(1 << 32) - 1)), "cannot stand in"),
     "more ones than indices": (sealed(header() + section(unary=b"\x68")), "holds 3 indices, the header says 2"),

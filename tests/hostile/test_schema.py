@@ -36,6 +36,7 @@ REJECTED = {
     "sides that overflow beside an empty one": (table(("w", "F32", [0, 1 << 62, 1 << 62])), "empty sides aside"),
     "a side of a thousand digits": (table(("w", "F32", [0, 10**1000])), "empty sides aside"),
     "too many sides": (table(("w", "F32", [1] * (MAX_RANK + 1))), "at most 32 sides"),
+    "name that safetensors keeps": (table(("__metadata__", "F32", [1])), "does not keep for itself"),
     "name twice": (table(W, W), "each name once"),
     "alias of a name in the table": (table(W, ("v", "F32", [1]), aliases={"v": "w"}), "each name once"),
     "alias of nothing": (table(W, aliases={"tied": "v"}), "an alias of a tensor in the table"),

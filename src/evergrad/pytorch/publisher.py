@@ -81,7 +81,8 @@ class Publisher:
         log: a URL (see `evergrad.log.open_log`) or an open log.
         density: the fraction of parameter elements that move at each optimizer step, in (0, 1].
         forward: "deployed" (closed loop: gradients see the weights that users see) or "master" (open loop: training is
-            untouched, the deployed weights follow it).
+            untouched, the deployed weights follow it). A closure passed to `optimizer.step` runs at the master either
+            way.
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself.
         snapshot_every: versions between two snapshots.
