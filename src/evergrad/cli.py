@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from evergrad.config import import_object
-from evergrad.errors import ConfigError, EvergradError, LogNotFound
+from evergrad.errors import ConfigError, EvergradError, LogNotFound, MissingDependency
 from evergrad.log import open_log
 from evergrad.replica import Replica
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 log_app = typer.Typer(help="Looks into update logs.", no_args_is_help=True)
 app.add_typer(log_app, name="log")
 _out = Console(highlight=False)
+_EXTRA_OF = {"torch": "torch", "kserve": "serve", "matplotlib": "report", "sklearn": "demo", "scipy": "demo"}
 
 
 def _named_errors(command: Callable[P, T]) -> Callable[P, T]:
@@ -43,7 +44,11 @@ def _named_errors(command: Callable[P, T]) -> Callable[P, T]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
-        except EvergradError as error:
+        except (EvergradError, ModuleNotFoundError) as error:
+            if isinstance(error, ModuleNotFoundError):
+                if error.name not in _EXTRA_OF:
+                    raise
+                error = MissingDependency(error.name, _EXTRA_OF[error.name])
             typer.echo(f"evergrad: {type(error).__name__}: {error}", err=True)
             raise typer.Exit(1) from error
 
@@ -98,7 +103,12 @@ def serve(
     from evergrad.serve import server
 
     replica = Replica(log)
-    replica.sync()
+    try:
+        replica.sync()
+    except EvergradError as error:
+        if replica.stats().version is None:
+            raise
+        typer.echo(f"evergrad: serving version {replica.version} for now: {error}", err=True)
     path = model or replica.log.model
     if path is None:
         raise ConfigError(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import evergrad
+from evergrad.demo.server import ServerProcess
 from tests.pipeline.tasks import make_examples
 
 MODEL = """
@@ -117,6 +118,45 @@ def test_show_of_a_truncated_log_names_the_record_and_keeps_the_rest(place: Path
     replica = evergrad.Replica(f"file:{place / 'updates'}")
     assert replica.sync() == 41
     assert evergrad_command(place, "log", "show", "updates").returncode == 0
+
+
+def test_serve_starts_with_the_last_good_version_of_a_truncated_log_and_heals(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    path = place / "updates" / "updates" / "000000000020.eg"
+    path.write_bytes(path.read_bytes()[:-5])
+    with ServerProcess("file:updates") as server:
+        x, _ = make_examples(4)
+        assert server.predict(x).shape == (4, 4)
+        assert server.last is not None
+        assert server.last.version == 19
+        assert "000000000020.eg is damaged" in server.wait_for(19, timeout_s=30)["error"]
+        assert evergrad_command(place, "run", "config.toml").returncode == 0
+        replica = evergrad.Replica("file:updates")
+        found = server.wait_for(replica.sync(), timeout_s=30)
+    assert (found["version"], found["digest"]) == (replica.version, f"{replica.digest:016x}")
+    assert server.restarts == 0
+
+
+@pytest.mark.parametrize(("package", "command"), [("torch", "serve"), ("torch", "run"), ("kserve", "serve")])
+def test_a_missing_package_is_named_with_what_installs_it(place: Path, package: str, command: str) -> None:
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    blocked = f"import sys; sys.modules[{package!r}] = None; from evergrad.__main__ import main; main()"
+    target = "updates" if command == "serve" else "config.toml"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, command, target], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"MissingDependency: this needs the package '{package}'" in done.stderr
+
+
+def test_without_the_command_lines_own_packages_it_says_what_to_install(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['typer'] = None; from evergrad.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "evergrad[cli]" in done.stderr
 
 
 def test_serve_of_a_log_that_does_not_say_its_model_asks_for_it(tmp_path: Path) -> None:
