@@ -6,6 +6,7 @@ stream -> predict and score (prequential) -> gate -> history, sampler, trigger -
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from evergrad.config import build, build_one_of, import_object, load_toml
-from evergrad.errors import ConfigError
+from evergrad.errors import ConfigError, EvergradError
 from evergrad.gate import Gate
 from evergrad.history import History
 from evergrad.metrics import Running, Score, absolute_error, accuracy
+from evergrad.pytorch.bridge import load_weights
 from evergrad.pytorch.publisher import Forward, Publisher
 from evergrad.pytorch.trainer import Loss, Step, Trainer
 from evergrad.records import RecordWriter
+from evergrad.replica import Replica
 from evergrad.sampling import Sampler, Uniform, Window
 from evergrad.stream import Batch, Source, batches
 from evergrad.stream.files import NpzStream
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+logger = logging.getLogger(__name__)
 Predict = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
@@ -238,14 +242,18 @@ _SCORES: dict[str | None, Score | None] = {None: None, "accuracy": accuracy, "ab
 def load_run(path: str | Path) -> dict[str, Any]:
     """The keyword arguments of `run` that a TOML file describes.
 
+    Where its log exists, the model begins with the log's newest weights; the optimizer begins anew.
+
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, missing or of a wrong type, or an import path
             leads nowhere.
+        SchemaMismatch, LogError: the log that exists is of another model, or cannot be read.
     """
     config = build(RunConfig, load_toml(path))
     if config.score not in _SCORES:
         raise ConfigError("score", f"must be accuracy or absolute_error, not {config.score!r}")
     model = _call("model", import_object(config.model, "model"))
+    _continue_from(config.log, model)
     options = {key: value for key, value in config.optimizer.items() if key != "factory"}
     make_optimizer = import_object(str(config.optimizer.get("factory")), "optimizer.factory")
     return {
@@ -265,6 +273,19 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "records": config.records,
         "factory": config.model,
     }
+
+
+def _continue_from(log: str, model: nn.Module) -> None:
+    replica = Replica(log)
+    if not replica.log.begun():
+        return
+    try:
+        replica.sync()
+    except EvergradError as error:
+        if replica.stats().version is None:
+            raise
+        logger.warning("training continues from version %d: %s", replica.version, error)
+    load_weights(model, replica)
 
 
 def _call(where: str, factory: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

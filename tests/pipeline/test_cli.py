@@ -73,6 +73,16 @@ def test_run_then_show_agree_on_version_and_digest(place: Path) -> None:
     assert [line.split()[0] for line in shown.stdout.splitlines()[-3:]] == ["18", "19", "20"]
 
 
+def test_a_run_that_is_started_again_continues_from_the_logs_weights(place: Path) -> None:
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    replica = evergrad.Replica(f"file:{place / 'updates'}")
+    before = replica.sync(), replica.digest
+    (place / "config.toml").write_text(CONFIG.replace("lr = 0.01", "lr = 0.0"))
+    done = evergrad_command(place, "run", "config.toml")
+    assert done.returncode == 0, done.stderr
+    assert (replica.sync(), replica.digest) == before
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

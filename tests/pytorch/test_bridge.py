@@ -9,7 +9,7 @@ from torch import nn
 
 import evergrad
 from evergrad.errors import LogNotFound, NotSynced, SchemaMismatch
-from evergrad.pytorch.bridge import ReplicaModule, as_numpy, as_tensor, schema_of, state_of, state_views
+from evergrad.pytorch.bridge import ReplicaModule, as_numpy, as_tensor, load_weights, schema_of, state_of, state_views
 from evergrad.pytorch.publisher import Publisher
 from evergrad.schema import STORAGE, Schema
 from tests.pytorch.models import (
@@ -49,6 +49,24 @@ def test_a_schema_names_what_state_dict_holds() -> None:
     for spec in schema.tensors:
         tensor = model.state_dict()[spec.name]
         assert (DTYPES[spec.dtype], spec.shape) == (tensor.dtype, tuple(tensor.shape))
+
+
+def test_loading_copies_every_bit_and_keeps_the_modules_storage() -> None:
+    url = "memory:load-weights"
+    Publisher(source := Everything(), sgd(source), url).detach()
+    replica = evergrad.Replica(url)
+    torch.manual_seed(8)
+    target = Everything()
+    places = {name: tensor.data_ptr() for name, tensor in target.state_dict().items()}
+    with pytest.raises(NotSynced):
+        load_weights(target, replica)
+    replica.sync()
+    assert state_bits(target) != state_bits(source)
+    assert load_weights(target, replica) == 0
+    assert state_bits(target) == state_bits(source)
+    assert {name: tensor.data_ptr() for name, tensor in target.state_dict().items()} == places
+    with pytest.raises(SchemaMismatch, match="weight"):
+        load_weights(linear(), replica)
 
 
 def test_tied_parameters_and_tied_buffers_appear_once() -> None:

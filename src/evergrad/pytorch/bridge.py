@@ -97,6 +97,20 @@ def state_of(module: nn.Module, schema: Schema | None = None) -> State:
     return State.from_tensors(found, {t.name: as_numpy(t.tensor) for t in tensors})
 
 
+def load_weights(module: nn.Module, replica: Replica) -> int:
+    """Copies the weights that a replica holds into a module, in place; gives their version.
+
+    Raises:
+        SchemaMismatch: the log is of another model. NotSynced: the replica holds no version yet.
+    """
+    replica.schema.require(schema_of(module))
+    with replica.pin() as version, torch.no_grad():
+        views = state_views(replica.state)
+        for found in module_tensors(module)[0]:
+            found.tensor.copy_(views[found.name])
+    return version
+
+
 class ReplicaModule:
     """A module whose tensors are a replica's own memory: each applied update is in the module at once, with no copy.
 
