@@ -12,7 +12,7 @@ import evergrad
 from evergrad.errors import CorruptRecord, LogUnavailable, WriterConflict
 from evergrad.log.layout import UpdateLog
 from evergrad.pytorch.publisher import Forward, Publisher
-from evergrad.testing import FaultyStore
+from evergrad.testing import FakeClock, FaultyStore
 from tests.pytorch.models import FORWARDS, assert_equal, batch_norm, deployed_bits, linear, sgd, state_bits, train
 from tests.pytorch.stores import faulty_log, snapshot_name, update_name
 
@@ -108,6 +108,34 @@ def test_a_damaged_head_is_healed_by_the_publisher_that_reopens(damage: str, for
     for _ in train(model, optimizer, 3):
         again.publish()
         for replica in (stuck, fresh, ahead):
+            assert_equal(again, replica)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_lost_update_is_healed_by_the_publisher_that_reopens(forward: Forward, tmp_path: Path) -> None:
+    url, clock = f"file:{tmp_path}", FakeClock()
+    model = batch_norm()
+    optimizer = sgd(model)
+    publisher = Publisher(model, optimizer, url, density=0.05, forward=forward, clock=clock)
+    ahead, stuck = _replicas(url, 2)
+    for step in train(model, optimizer, 5):
+        publisher.publish()
+        ahead.sync()
+        if step < 2:
+            stuck.sync()
+    publisher.close()
+    (tmp_path / update_name(4)).unlink()
+    assert stuck.sync() == 3
+    clock.advance(60)
+    again = Publisher(model, optimizer, url, density=0.05, forward=forward, clock=clock)
+    assert again.version == 6
+    late = evergrad.Replica(url, clock=clock)
+    for replica in (stuck, ahead, late):
+        assert_equal(again, replica)
+    assert late.staleness_s() == 60
+    for _ in train(model, optimizer, 2):
+        again.publish()
+        for replica in (stuck, ahead, late):
             assert_equal(again, replica)
 
 

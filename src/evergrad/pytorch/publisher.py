@@ -136,11 +136,14 @@ class Publisher:
         self._log.schema.require(schema)
         replica = Replica(self._log)
         try:
+            head = max([*self._log.updates(), *self._log.snapshots()])
             self._version = replica.sync()
-            self._state = replica.state
-            self._newest_us = replica.stats().newest_us
+            if self._version < head:
+                raise CorruptRecord(f"version {self._version + 1}", f"it is missing, and version {head} is there")
+            self._state, self._newest_us = replica.state, replica.stats().newest_us
         except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
             logger.warning("%s; the log is continued from this model with a new snapshot", error)
+            self._newest_us = replica.stats().newest_us
             self._rebase()
 
     def _rebase(self) -> None:
