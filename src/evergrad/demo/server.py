@@ -39,6 +39,7 @@ class ServerProcess:
         self._start()
 
     def _start(self) -> None:
+        self.close()  # of a server that died: its pipe and connection
         command = [sys.executable, "-m", "evergrad", "serve", self._log, "--port", str(self._port)]
         # One compute thread: the trainer beside it needs the other cores.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
