@@ -15,11 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.machine import machine
-from evergrad import EveryN, History, Uniform, run
-from evergrad.demo.lenet import train_first
+from evergrad import EveryN, Uniform, run
 from evergrad.demo.show import Demo
 from evergrad.metrics import Running, accuracy
 from evergrad.pipeline import Progress
@@ -27,12 +24,7 @@ from evergrad.pipeline import Progress
 
 def dense_accuracy(demo: Demo, seed: int, folder: Path) -> tuple[float, float]:
     """Prequential accuracy of dense proactive training: over the whole stream, and over its last tenth."""
-    setting, digits = demo.setting, demo.digits
-    first = np.arange(setting.first)
-    x, y = digits.inputs(first), digits.labels[first]
-    trained = train_first(x, y, epochs=setting.epochs, lr=setting.lr, seed=seed)
-    history = History(folder / "dense")
-    history.append({"x": x, "y": y})
+    trained, history = demo.start(folder / "dense")
     end = Running()
 
     def observe(progress: Progress) -> None:
@@ -44,7 +36,7 @@ def dense_accuracy(demo: Demo, seed: int, folder: Path) -> tuple[float, float]:
         loss=trained.loss,
         optimizer=trained.optimizer,
         stream=demo.stream(),
-        trigger=EveryN(setting.batch),
+        trigger=EveryN(demo.setting.batch),
         sampler=Uniform(seed=seed),
         batch_size=128,
         history=history,
@@ -73,7 +65,7 @@ def measure(data: Path | None, seed: int) -> dict[str, Any]:
         "gap_end": 100 * (dense_end - result.served_end),
         "gain_end": 100 * (result.served_end - result.frozen_end),
         "bytes_per_update": result.run.update_bytes / result.run.updates,
-        "fraction_of_full_pushes": result.fraction_of_full_pushes,
+        "fraction_of_full_pushes": result.run.fraction_of_full_pushes,
         "digests_equal": result.equal,
     }
 

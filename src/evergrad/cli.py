@@ -79,7 +79,7 @@ def run(config: Annotated[Path, typer.Argument(help="The run as TOML.", show_def
         "prequential loss": f"{found.loss:.4f}",
         "prequential score": f"{found.score:.4f}",
         "updates": f"{found.updates:,}, {found.update_bytes:,} bytes in all",
-        "of full pushes": f"{found.update_bytes / (found.full_push_bytes * max(1, found.updates)):.3%}",
+        "of full pushes": f"{found.fraction_of_full_pushes:.3%}",
         "version": f"{found.version}, digest {found.digest:016x}",
     }.items():
         table.add_row(name, value)

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from evergrad.gate import Gate
 from evergrad.history import History
 from evergrad.metrics import Running, Score, absolute_error, accuracy
 from evergrad.pytorch.bridge import load_weights
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Forward, Publisher, PublisherStats
 from evergrad.pytorch.trainer import Loss, Step, Trainer
 from evergrad.records import RecordWriter
 from evergrad.replica import Replica
@@ -62,19 +62,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """A whole run. `score` and `loss` are prequential means over the stream; the rest as in `PublisherStats`, or 0."""
+class RunSummary(PublisherStats):
+    """A whole run, and what its publisher did (all 0 without one). `score` and `loss` are prequential means."""
 
     examples: int
     steps: int
     loss: float
     score: float
-    version: int
-    digest: int
-    updates: int
-    update_bytes: int
-    snapshot_bytes: int
-    full_push_bytes: int
 
 
 Observe = Callable[[Progress], Mapping[str, Any] | None]
@@ -162,16 +156,22 @@ class _Loop:
             self._scores.add(scored)
         self._held = self._gate is not None and not self._gate.judge(loss)
         step = self._trainer.learn(batch, publish=not self._held)
-        stats = self._publisher.stats() if self._publisher else None
+        stats = self._stats()
         return Progress(
             batch=batch, loss=loss, score=fresh.value, step=step, held=self._held, examples=self._losses.count,
-            updates=stats.updates if stats else 0, update_bytes=stats.update_bytes if stats else 0,
+            updates=stats.updates, update_bytes=stats.update_bytes,
         )  # fmt: skip
 
     def finish(self) -> RunSummary:
         if self._publisher and not self._held:
             self._publisher.publish()
-        return _summary(self._trainer, self._publisher, self._losses, self._scores)
+        return RunSummary(
+            examples=self._losses.count, steps=self._trainer.steps, loss=self._losses.value, score=self._scores.value,
+            **asdict(self._stats()),
+        )  # fmt: skip
+
+    def _stats(self) -> PublisherStats:
+        return self._publisher.stats() if self._publisher else PublisherStats()
 
 
 def _fields(progress: Progress) -> dict[str, Any]:
@@ -186,22 +186,6 @@ def _fields(progress: Progress) -> dict[str, Any]:
         "update_bytes": step.published.update_bytes if step and step.published else 0,
         "elements": step.published.elements if step and step.published else 0,
     }
-
-
-def _summary(trainer: Trainer, publisher: Publisher | None, losses: Running, scores: Running) -> RunSummary:
-    stats = publisher.stats() if publisher else None
-    return RunSummary(
-        examples=losses.count,
-        steps=trainer.steps,
-        loss=losses.value,
-        score=scores.value,
-        version=stats.version if stats else 0,
-        digest=stats.digest if stats else 0,
-        updates=stats.updates if stats else 0,
-        update_bytes=stats.update_bytes if stats else 0,
-        snapshot_bytes=stats.snapshot_bytes if stats else 0,
-        full_push_bytes=stats.full_push_bytes if stats else 0,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

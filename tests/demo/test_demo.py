@@ -9,55 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch.nn.functional import cross_entropy
+from benchmarks.demo import dense_accuracy
 
 import evergrad
 from evergrad.demo.digits import RotatingStream, load_digits, read_idx, rotate
-from evergrad.demo.lenet import train_first
 from evergrad.demo.show import SETTINGS, Demo
 from evergrad.errors import ConfigError
-from evergrad.metrics import Running, accuracy
 from evergrad.records import read_records
 
 DATA = Path(os.environ.get("EVERGRAD_DATA", "../shared/data"))
-
-
-def dense_end(demo: Demo, folder: Path) -> float:
-    """Accuracy over the stream's last tenth of dense proactive training from the same start."""
-    setting, first = demo.setting, np.arange(demo.setting.first)
-    x, y = demo.digits.inputs(first), demo.digits.labels[first]
-    trained = train_first(x, y, epochs=setting.epochs, lr=setting.lr, seed=0)
-    history = evergrad.History(folder / "dense")
-    history.append({"x": x, "y": y})
-    end = Running()
-
-    def observe(progress) -> None:
-        if progress.examples > demo.examples - demo.examples // 10:
-            end.add([progress.score] * len(progress.batch))
-
-    evergrad.run(
-        model=trained.model,
-        loss=cross_entropy,
-        optimizer=trained.optimizer,
-        stream=demo.stream(),
-        trigger=evergrad.EveryN(setting.batch),
-        sampler=evergrad.Uniform(),
-        batch_size=128,
-        history=history,
-        score=accuracy,
-        observe=observe,
-    )
-    return end.value
 
 
 def test_the_whole_demo_stays_near_dense_training_and_far_above_no_updates(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     result = demo.run()
     assert result.equal
-    assert result.served_end >= dense_end(demo, tmp_path) - 0.02
+    assert result.served_end >= dense_accuracy(demo, 0, tmp_path)[1] - 0.02
     assert result.served_end >= result.frozen_end + 0.30
     assert result.restarts == 0
-    assert result.fraction_of_full_pushes < 0.01
+    assert result.run.fraction_of_full_pushes < 0.01
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "http://" not in page.replace("over HTTP", "")

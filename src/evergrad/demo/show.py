@@ -93,10 +93,6 @@ class DemoResult:
         """Whether the server holds exactly the trainer's deployed model."""
         return (self.server_version, self.server_digest) == (self.run.version, self.run.digest)
 
-    @property
-    def fraction_of_full_pushes(self) -> float:
-        return self.run.update_bytes / (self.run.full_push_bytes * max(1, self.run.updates))
-
 
 class Demo:
     """One demo in the folder `out`, where an earlier demo's files are replaced.
@@ -141,11 +137,7 @@ class Demo:
         for old in ("updates", "history"):
             shutil.rmtree(out / old, ignore_errors=True)
         (out / "records.jsonl").unlink(missing_ok=True)
-        first = np.arange(setting.first)
-        x, y = self.digits.inputs(first), self.digits.labels[first]
-        trained = train_first(x, y, epochs=setting.epochs, lr=setting.lr, seed=self._seed)
-        history = History(out / "history")
-        history.append({"x": x, "y": y})
+        trained, history = self.start(out / "history")
         log = f"file:{out / 'updates'}"
         Publisher(trained.model, trained.optimizer, log, density=self._density, factory=trained.factory).detach()
         with ServerProcess(log) as server:
@@ -183,6 +175,14 @@ class Demo:
         )
         _report(out, self.digits, self.setting, result)
         return result
+
+    def start(self, folder: Path) -> tuple[Trained, History]:
+        """The model as it is deployed first, and a history in `folder` that holds what it was trained on."""
+        setting, first = self.setting, np.arange(self.setting.first)
+        x, y = self.digits.inputs(first), self.digits.labels[first]
+        history = History(folder)
+        history.append({"x": x, "y": y})
+        return train_first(x, y, epochs=setting.epochs, lr=setting.lr, seed=self._seed), history
 
     def stream(self) -> RotatingStream:
         """The digits that come after the first training, turning."""
@@ -248,7 +248,7 @@ def summary_rows(result: DemoResult) -> dict[str, str]:
         "accuracy, never updated": f"{result.frozen:.1%} (last tenth {result.frozen_end:.1%})",
         "updates": f"{run_.updates:,} after {run_.steps:,} training steps",
         "bytes sent": f"{run_.update_bytes:,}, {run_.update_bytes / max(1, run_.updates):.0f} each",
-        "of full pushes": f"{result.fraction_of_full_pushes:.3%}",
+        "of full pushes": f"{run_.fraction_of_full_pushes:.3%}",
         "server restarts": str(result.restarts),
         "digest, trainer": f"{run_.digest:016x} at version {run_.version}",
         "digest, server": f"{result.server_digest:016x} at version {result.server_version}: {verdict}",

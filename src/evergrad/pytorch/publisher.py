@@ -61,12 +61,17 @@ class Published:
 class PublisherStats:
     """What a publisher has done so far; `full_push_bytes` is what one dense push of the model would cost."""
 
-    version: int
-    digest: int
-    updates: int
-    update_bytes: int
-    snapshot_bytes: int
-    full_push_bytes: int
+    version: int = 0
+    digest: int = 0
+    updates: int = 0
+    update_bytes: int = 0
+    snapshot_bytes: int = 0
+    full_push_bytes: int = 0
+
+    @property
+    def fraction_of_full_pushes(self) -> float:
+        """Bytes of the updates, as a fraction of as many dense pushes; 0 where there was none."""
+        return self.update_bytes / max(1, self.full_push_bytes * self.updates)
 
 
 class Publisher:
@@ -135,8 +140,8 @@ class Publisher:
     def _continue_log(self, schema: Schema) -> None:
         self._log.schema.require(schema)
         replica = Replica(self._log)
+        head = max([*self._log.updates(), *self._log.snapshots()])
         try:
-            head = max([*self._log.updates(), *self._log.snapshots()])
             self._version = replica.sync()
             if self._version < head:
                 raise CorruptRecord(f"version {self._version + 1}", f"it is missing, and version {head} is there")
@@ -144,13 +149,12 @@ class Publisher:
         except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
             logger.warning("%s; the log is continued from this model with a new snapshot", error)
             self._newest_us = replica.stats().newest_us
-            self._rebase()
+            self._rebase(head + 1)
 
-    def _rebase(self) -> None:
+    def _rebase(self, version: int) -> None:
         # An update that fits no state sends every reader to the snapshot of the same version.
-        self._state = state_of(self._model)
-        self._version = max([*self._log.updates(), *self._log.snapshots()]) + 1
-        self._log.append(self._update(self._version, self._state.digest, ()))
+        self._state, self._version = state_of(self._model), version
+        self._log.append(self._update(version, self._state.digest, ()))
         self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
 
     def _attach(self, density: float) -> None:
