@@ -20,12 +20,13 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from torch import nn
 
+from evergrad.codec import compact, encoded_bytes
 from evergrad.errors import (
     ConfigError,
     CorruptRecord,
@@ -40,12 +41,23 @@ from evergrad.pytorch.select import even_step, top_k
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.replica import Replica
 from evergrad.schema import Schema
-from evergrad.update import Section, Snapshot, State, Steps, Update, Values, digest, fold, short_fingerprint
+from evergrad.update import (
+    Change,
+    Section,
+    Snapshot,
+    Steps,
+    Update,
+    Values,
+    compose,
+    digest,
+    short_fingerprint,
+    values_of,
+)
 
 logger = logging.getLogger(__name__)
 Forward = Literal["deployed", "master"]
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
-_MAX_SECTIONS = 255
+_MAX_CHANGES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +137,7 @@ class Publisher:
         self._steps = self._updates = self._update_bytes = self._snapshot_bytes = 0
         self._newest_us = 0
         self._pending: list[Section] = []
+        self._changes: list[Change] = []
         self._unsent: Update | None = None
         schema = schema_of(model)
         require_finite(model)
@@ -233,18 +246,19 @@ class Publisher:
         self._commit(sections)
 
     def _commit(self, sections: list[Section]) -> None:
-        self._state.commit(self._state.resolve(sections))
+        if not sections:
+            return
+        change = self._state.resolve(sections)
+        self._state.commit(change)
         self._pending.extend(sections)
-        if len(self._pending) > _MAX_SECTIONS - 8:
-            self._pending = list(self._folded())
+        self._changes.append(change)
+        if len(self._changes) > _MAX_CHANGES:
+            self._changes = [compose(self._changes)]
+            self._pending = self._folded()
 
-    def _folded(self) -> tuple[Values, ...]:
-        touched: dict[int, list[np.ndarray[Any, Any]]] = {}
-        for section in self._pending:
-            dtype = "F32" if isinstance(section, Steps) else section.dtype
-            group = next(i for i, g in enumerate(self._state.schema.groups) if g.dtype == dtype)
-            touched.setdefault(group, []).append(section.indices - self._state.schema.groups[group].start)
-        return fold(self._state, {group: np.unique(np.concatenate(found)) for group, found in touched.items()})
+    def _folded(self) -> list[Section]:
+        """All that has moved since the last version, as absolute values or their differences."""
+        return [compact(values, old) for values, old in values_of(compose(self._changes), self._state.schema)]
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
@@ -269,7 +283,7 @@ class Publisher:
             newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
             self._newest_us = max(self._newest_us, newest_us)
             self._unsent = self._update(self._version + 1, self._published_digest, self._smallest())
-            self._pending = []
+            self._pending, self._changes = [], []
             published = self._append(self._unsent)
         if self._version // self._snapshot_every > self._snapshot_version // self._snapshot_every:
             self._write_snapshot()
@@ -283,15 +297,11 @@ class Publisher:
         return Published(version=update.version, update_bytes=size, elements=update.elements)
 
     def _smallest(self) -> tuple[Section, ...]:
-        bundle = tuple(self._pending)
-        kinds = {"steps" if isinstance(section, Steps) else section.dtype for section in bundle}
-        if len(kinds) == len(bundle):
-            return bundle
-        return min(
-            bundle,
-            self._folded(),
-            key=lambda sections: sum(_estimated_bits(s, self._state) for s in sections),
-        )
+        kinds = {(isinstance(section, Steps), section.dtype) for section in self._pending}
+        if len(kinds) == len(self._pending):
+            return tuple(self._pending)
+        folded = self._folded()
+        return tuple(min((self._pending, folded), key=encoded_bytes))
 
     def _update(self, version: int, before: int, sections: tuple[Section, ...]) -> Update:
         return Update(
@@ -377,9 +387,3 @@ def _check_settings(density: float, forward: str, tolerance: float, snapshot_eve
         raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
     if snapshot_every < 1:
         raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
-
-
-def _estimated_bits(section: Section, state: State) -> float:
-    count = len(section.indices)
-    payload = 1 if isinstance(section, Steps) else 8 * section.values.itemsize
-    return 200 + count * (payload + 1.5 + math.log2(max(1.0, state.schema.elements / max(1, count))))
