@@ -38,6 +38,7 @@ _RETRY: RetryConfig = {
 }
 _ERRORS = (BaseError, OSError, ValueError)
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound|ContainerBeingDeleted)</Code>")
+_IDENTITY = re.compile(r"//(169\.254\.|metadata)")
 _STATUS = re.compile(r"status code: (\d{3}(?: [A-Z][A-Za-z-]*)*)")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _CAUSES = {
@@ -49,6 +50,7 @@ _CAUSES = {
     "UnexpectedEof": "the answer was cut short",
     "IncompleteMessage": "the answer was cut short",
     "end of file before message length": "the answer was cut short",
+    "Range request not supported": "the answer was cut short, and the server cannot send its rest alone",
     "Content-Length": "the server does not tell an object's length (Content-Length)",
     "redential": "there are no credentials, or they cannot be used",
 }
@@ -173,6 +175,8 @@ def _reason(error: Exception) -> str:
     code = _CODE.search(text)
     if _NO_BUCKET.search(text):
         return "the bucket or container does not exist; make it first"
+    if _IDENTITY.search(text):
+        return "the environment holds no credentials, and this machine has no identity that the service knows"
     if status := _STATUS.search(text):
         return f"the server answered {status[1]}" + (f" ({code[1]})" if code else "")
     if isinstance(error, PermissionDeniedError):
@@ -213,18 +217,22 @@ def _bucket(scheme: str, bucket: str, prefix: str, times: dict[str, str]) -> Pla
     return kind(bucket, prefix=prefix or None, config=config, retry_config=_RETRY)
 
 
-def http_store(url: str) -> ObstoreStore:
+def http_store(url: str, *, silent_s: int = SILENT_S) -> ObstoreStore:
     """The store to read what an HTTP server or a CDN has below a URL; contacts nobody.
 
     The server must tell each object's length: it must not compress on the way.
+
+    Args:
+        url: a URL without user name, query or fragment.
+        silent_s: how long it may be silent in the middle of an answer.
 
     Raises:
         ConfigError: it is no URL.
     """
     client: ClientConfig = {
-        "connect_timeout": _QUICK["connect_timeout"],
-        "read_timeout": _QUICK["read_timeout"],
-        "timeout": _QUICK["timeout"],
+        "connect_timeout": timedelta(seconds=CONNECT_S),
+        "read_timeout": timedelta(seconds=silent_s),
+        "timeout": timedelta(seconds=REQUEST_S),
         "allow_http": url.startswith("http:"),
     }
     try:
