@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from obstore.store import MemoryStore
 
 from evergrad.history import History
-from evergrad.log import ObjectStore, UpdateLog
+from evergrad.log import ObjectStore, UpdateLog, Watch
 from evergrad.log.store import ObstoreStore
 from evergrad.schema import STORAGE, Schema
 from evergrad.update import Section, Snapshot, State, Steps, Update, Values, short_fingerprint
@@ -162,8 +162,20 @@ class WatchedStore:
         finally:
             self.looked.setdefault(name, threading.Event()).set()
 
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        return self.inner.stream(name)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self.inner.replace(name, data)
+
+    def delete(self, name: str) -> None:
+        self.inner.delete(name)
+
     def names(self, prefix: str) -> list[str]:
         return self.inner.names(prefix)
+
+    def watch(self, folder: str) -> Watch | None:
+        return self.inner.watch(folder)
 
     def wait_for_look(self, name: str) -> None:
         """Waits until `name` is looked for from now on."""

@@ -8,6 +8,7 @@ EvergradError
 ├── LogError
 │   ├── LogNotFound              nothing is at that place
 │   ├── LogUnavailable           the store refused, or could not be reached or read
+│   ├── ReadOnlyLog              this kind of place can only be read
 │   ├── WriterConflict           somebody else wrote that version
 │   ├── CorruptRecord            bytes that cannot be what they claim to be
 │   └── UnsupportedFormat        written by a format that this release cannot read
@@ -98,6 +99,20 @@ class LogUnavailable(LogError):
     def __str__(self) -> str:
         return (
             f"the log at {self.url} cannot be used: {self.reason}; check that it exists, its permissions and its disk"
+        )
+
+
+class ReadOnlyLog(LogError):
+    """This kind of place can only be read."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return (
+            f"the log at {self.url} can only be read, and not listed: give a publisher the place behind it "
+            "(file:, s3:, gs: or az:), and give this URL to replicas"
         )
 
 

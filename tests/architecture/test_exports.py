@@ -18,10 +18,12 @@ PUBLIC = {
         "Batch", "EveryN", "EverySeconds", "Gate", "History", "Publisher", "Replica", "Schema", "Trainer", "Uniform",
         "Window", "__version__", "errors", "open_log", "run",
     },
-    "evergrad.log": {"ObjectStore", "UpdateLog", "open_log"},
+    "evergrad.log": {"ObjectStore", "StoreReader", "UpdateLog", "Watch", "open_log"},
     "evergrad.stream": {"Batch", "Source", "batches"},
 }  # fmt: skip
-DOUBLES = {"FakeClock", "FaultyStore", "check_object_store", "check_sampler", "check_trigger"}
+DOUBLES = {
+    "FakeClock", "FaultyStore", "check_object_store", "check_sampler", "check_store_reader", "check_trigger",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -18,7 +18,7 @@ from evergrad.errors import (
     UnsupportedFormat,
     WriterConflict,
 )
-from evergrad.log import ObjectStore, UpdateLog, open_log
+from evergrad.log import ObjectStore, UpdateLog, Watch, open_log
 from evergrad.replica import Replica
 from evergrad.schema import Schema
 from evergrad.testing import FaultyStore
@@ -92,8 +92,21 @@ class OrderOf:
     def read(self, name: str) -> bytes | None:
         return self.inner.read(name)
 
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        return self.inner.stream(name)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self.order.append(name)
+        self.inner.replace(name, data)
+
+    def delete(self, name: str) -> None:
+        self.inner.delete(name)
+
     def names(self, prefix: str) -> list[str]:
         return self.inner.names(prefix)
+
+    def watch(self, folder: str) -> Watch | None:
+        return self.inner.watch(folder)
 
 
 def test_the_points_below_are_all_writes_in_their_order() -> None:
@@ -154,11 +167,11 @@ def again(write: Callable[[], object]) -> None:
 def test_truncated_update_keeps_the_last_good_version_until_a_snapshot_heals_it(cut: int, snapshot: bool) -> None:
     store = fresh_store()
     writer = Writer(log_on(store)).begin().append(4)
-    good = Replica(log_on(FaultyStore(store, replace={update_name(3): None})))
+    good = Replica(log_on(FaultyStore(store, instead={update_name(3): None})))
     good.sync()
     data = store.read(update_name(3))
     assert data is not None
-    reader = Replica(log_on(FaultyStore(store, replace={update_name(3): data[:cut]})))
+    reader = Replica(log_on(FaultyStore(store, instead={update_name(3): data[:cut]})))
     if snapshot:
         writer.log.write_snapshot(writer.snapshot())
         assert reader.sync() == 4
@@ -176,7 +189,7 @@ def test_truncated_update_keeps_the_last_good_version_until_a_snapshot_heals_it(
 def test_lost_update_ends_the_log_until_a_later_snapshot_heals_it() -> None:
     store = fresh_store()
     writer = Writer(log_on(store)).begin().append(4)
-    reader = Replica(log_on(FaultyStore(store, replace={update_name(3): None})))
+    reader = Replica(log_on(FaultyStore(store, instead={update_name(3): None})))
     assert reader.sync() == 2
     writer.log.write_snapshot(writer.snapshot())
     writer.append(2)
@@ -190,7 +203,7 @@ def test_lost_update_with_a_damaged_later_snapshot_is_told_and_nothing_moves() -
     writer = Writer(log_on(store)).begin().append(4)
     writer.log.write_snapshot(writer.snapshot())
     faults: dict[str, bytes | None] = {update_name(3): None, snapshot_name(4): b"damaged"}
-    reader = Replica(log_on(FaultyStore(store, replace=faults)))
+    reader = Replica(log_on(FaultyStore(store, instead=faults)))
     with pytest.raises(CorruptRecord) as caught:
         reader.sync()
     assert (caught.value.name, reader.version) == (snapshot_name(4), 2)
@@ -201,7 +214,7 @@ def test_newer_update_format_is_told_and_a_snapshot_of_this_format_heals_it() ->
     writer = Writer(log_on(store)).begin().append(2)
     data = store.read(update_name(2))
     assert data is not None
-    reader = Replica(log_on(FaultyStore(store, replace={update_name(2): data[:4] + b"\x02" + data[5:]})))
+    reader = Replica(log_on(FaultyStore(store, instead={update_name(2): data[:4] + b"\x02" + data[5:]})))
     with pytest.raises(UnsupportedFormat) as caught:
         reader.sync()
     assert (caught.value.name, caught.value.found, reader.version) == (update_name(2), 2, 1)
@@ -214,7 +227,7 @@ def test_update_under_another_versions_name_is_refused(wrong: str) -> None:
     store = fresh_store()
     Writer(log_on(store)).begin().append(3)
     data = store.read(update_name(2 if wrong == "version" else 3))
-    reader = Replica(log_on(FaultyStore(store, replace={update_name(1): data})))
+    reader = Replica(log_on(FaultyStore(store, instead={update_name(1): data})))
     with pytest.raises(CorruptRecord, match="it holds version"):
         reader.sync()
     assert reader.version == 0
@@ -276,7 +289,7 @@ def test_place_that_is_not_there_is_told() -> None:
 def test_unreadable_root_is_told_to_reader_and_writer(root: bytes, error: type[Exception]) -> None:
     store = fresh_store()
     Writer(log_on(store)).begin()
-    faulty = FaultyStore(store, replace={"evergrad.json": root})
+    faulty = FaultyStore(store, instead={"evergrad.json": root})
     with pytest.raises(error, match=r"evergrad\.json"):
         Replica(log_on(faulty)).sync()
     with pytest.raises(error, match=r"evergrad\.json"):
@@ -288,7 +301,7 @@ def test_update_of_another_schema_under_a_true_checksum_is_refused() -> None:
     writer = Writer(log_on(store)).begin()
     forged = encode(replace(writer.next_update(), schema=1))
     assert decode(forged, small_schema()).schema == 1
-    reader = Replica(log_on(FaultyStore(store, replace={update_name(1): forged})))
+    reader = Replica(log_on(FaultyStore(store, instead={update_name(1): forged})))
     with pytest.raises(BaseMismatch, match="schema 0000000000000001"):
         reader.sync()
     assert reader.version == 0

@@ -147,7 +147,7 @@ def test_a_crash_between_the_new_beginning_and_its_snapshot_is_healed_by_the_nex
     for _ in train(model, optimizer, 3):
         publisher.publish()
     publisher.close()
-    store.replace = {update_name(2): b"EGup"}
+    store.instead = {update_name(2): b"EGup"}
     store.fail_create = {snapshot_name(4)}
     with pytest.raises(LogUnavailable):
         Publisher(model, optimizer, log, density=0.05)

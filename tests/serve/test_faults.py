@@ -40,14 +40,14 @@ def test_a_damaged_update_is_not_served_and_heals(tmp_path: Path, damage, proble
     training.step()
     log = open_log(training.url)
     store = FaultyStore(log.store)
-    store.replace[SECOND] = None if damage is None else damage(log)
+    store.instead[SECOND] = None if damage is None else damage(log)
     with serving(ReplicaModule(make_model(), Replica(UpdateLog(store, training.url)))) as (_, client):
         until(lambda: client.ready() and client.info()["version"] == 1)
         until(lambda: problem in str(client.info()["error"]))
         answer = client.infer(BATCH)
         assert (answer.version, answer.digest) == (1, good)
         assert np.array_equal(answer.outputs, kept)
-        store.replace.clear()
+        store.instead.clear()
         _reaches(client, training, 2)
 
 

@@ -102,14 +102,14 @@ class Impatient(Replica):
     """The next version is written in at the very moment that a pin is released."""
 
     def __init__(self, url: str, hidden: str) -> None:
-        self.store = FaultyStore(open_log(url).store, replace={hidden: None})
+        self.store = FaultyStore(open_log(url).store, instead={hidden: None})
         super().__init__(UpdateLog(self.store, url))
 
     @contextmanager
     def pin(self) -> Iterator[int]:
         with super().pin() as version:
             yield version
-        self.store.replace.clear()
+        self.store.instead.clear()
         self.sync()
 
 

@@ -64,12 +64,12 @@ def test_it_starts_from_the_newest_snapshot_that_can_be_read() -> None:
     writer.append()
     for damaged, expected in (([], 1), ([4], 3), ([4, 2], 5)):
         faults: dict[str, bytes | None] = {snapshot_name(v): b"damaged" for v in damaged}
-        replica = Replica(UpdateLog(FaultyStore(store, replace=faults), "memory:test"))
+        replica = Replica(UpdateLog(FaultyStore(store, instead=faults), "memory:test"))
         assert replica.sync() == 5
         assert equal_states(replica.state, writer.state)
         assert replica.stats().updates == expected
     everything: dict[str, bytes | None] = {snapshot_name(v): None for v in (0, 2, 4)}
-    replica = Replica(UpdateLog(FaultyStore(store, replace=everything), "memory:test"))
+    replica = Replica(UpdateLog(FaultyStore(store, instead=everything), "memory:test"))
     with pytest.raises(CorruptRecord) as caught:
         replica.sync()
     assert caught.value.name == snapshot_name(4)
@@ -81,7 +81,7 @@ def test_later_snapshot_that_is_damaged_is_passed_over_for_the_one_before() -> N
     faulty = FaultyStore(store)
     replica = Replica(UpdateLog(faulty, "memory:test"))
     assert replica.sync() == 1
-    faulty.replace |= {update_name(2): b"damaged", snapshot_name(6): b"damaged"}
+    faulty.instead |= {update_name(2): b"damaged", snapshot_name(6): b"damaged"}
     for count in (3, 2):
         writer.append(count).log.write_snapshot(writer.snapshot())
     assert replica.sync() == 6
@@ -116,7 +116,7 @@ def test_weights_are_read_only_follow_in_place_and_survive_a_snapshot() -> None:
     writer.append()
     replica.sync()
     assert np.array_equal(weights["w"], writer.state.tensors()["w"])
-    faulty.replace[update_name(2)] = b"damaged"
+    faulty.instead[update_name(2)] = b"damaged"
     writer.append(2).log.write_snapshot(writer.snapshot())
     assert replica.sync() == 3
     for name, view in writer.state.tensors().items():
@@ -240,7 +240,7 @@ def test_follow_looks_for_snapshots_now_and_then_and_so_passes_over_a_lost_updat
         store.wait_for_look(update_name(4))
         assert replica.version == 3
 
-    following(FaultyStore(writer.log.store, replace={update_name(2): None}), then)
+    following(FaultyStore(writer.log.store, instead={update_name(2): None}), then)
 
 
 def test_closed_replica_stays_readable_and_may_follow_again() -> None:

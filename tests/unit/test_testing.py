@@ -43,12 +43,28 @@ def test_creation_reported_as_failed_is_stored_and_reported_once() -> None:
     assert not store.create("a", b"one")
 
 
+def test_replacing_and_deleting_fail_like_creating() -> None:
+    store = FaultyStore(fresh_store(), fail_create={"a"}, fail_after_create={"b", "c"})
+    for change in (lambda: store.replace("a", b"new"), lambda: store.delete("a")):
+        with pytest.raises(LogUnavailable, match="no space for a"):
+            change()
+    store.create("d", b"")
+    with pytest.raises(LogUnavailable, match="no answer about b"):
+        store.replace("b", b"new")
+    store.inner.create("c", b"")
+    with pytest.raises(LogUnavailable, match="no answer about c"):
+        store.delete("c")
+    assert [store.read(name) for name in "abcd"] == [None, b"new", None, b""]
+
+
 def test_reading_can_be_replaced_lost_and_failed_by_name() -> None:
-    store = FaultyStore(fresh_store(), replace={"a": b"other", "b": None}, fail_read={"c"})
+    store = FaultyStore(fresh_store(), instead={"a": b"other", "b": None}, fail_read={"c"})
     for name in "abcd":
         store.create(name, b"true")
     assert [store.read(name) for name in "abd"] == [b"other", None, b"true"]
-    with pytest.raises(LogUnavailable, match="no answer about c"):
-        store.read("c")
+    assert [list(store.stream(name) or [b"nothing"]) for name in "abd"] == [[b"other"], [b"nothing"], [b"true"]]
+    for read in (store.read, store.stream):
+        with pytest.raises(LogUnavailable, match="no answer about c"):
+            read("c")
     store.fail_read.clear()
     assert store.read("c") == b"true"

@@ -10,7 +10,8 @@ from obstore.store import MemoryStore
 
 from evergrad.errors import LogUnavailable
 from evergrad.log.base import ObjectStore
-from evergrad.log.store import ObstoreStore, local_store, memory_store
+from evergrad.log.local import local_store
+from evergrad.log.store import ObstoreStore, memory_store
 from evergrad.testing import FaultyStore, check_object_store
 from tests.builders import fresh_store
 
