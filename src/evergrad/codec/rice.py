@@ -157,7 +157,7 @@ def _unpack_parameters(reader: Reader, blocks: int) -> Words:
 
 
 def pack_fields(values: Words, widths: Words) -> tuple[npt.NDArray[np.uint8], int]:
-    """Values of `widths` bits (0 to 64 each) one after another, as bytes with room behind, and how many bits they are."""
+    """Values of `widths` bits (0 to 64) one after another, as bytes with room behind, and how many bits they are."""
     stops = np.cumsum(widths)
     used = int(stops[-1])
     words = np.zeros((used >> 6) + 2, dtype=np.uint64)
