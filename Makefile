@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types unit format clean
+.PHONY: setup azurite demo test lint types unit format clean
 
 setup: $(STAMP)
 
@@ -26,7 +26,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-unit: setup
+# What stands for Azure in the tests, if npm is here.
+azurite:
+	@scripts/azurite.sh
+
+unit: setup azurite
 	$(BIN)/python -m pytest
 
 format: setup
@@ -34,4 +38,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

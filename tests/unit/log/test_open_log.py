@@ -46,6 +46,17 @@ def test_file_url_is_unquoted(tmp_path: Path) -> None:
         ("file://data/updates", "names the machine 'data'"),
         ("file://updates", "names the machine 'updates'"),
         ("nats://host/log", "'nats' is not a kind of log"),
+        ("gcs://bucket/log", "did you mean gs:?"),
+        ("ftp://host/log", "use file:, s3:, gs:, az:, https: or memory:"),
+        ("s3:", "names no place: write s3://, a bucket"),
+        ("s3://", "names no place: write s3://, a bucket"),
+        ("gs:bucket/log", "names no place: write gs://, a bucket"),
+        ("az:///log", "names no place: write az://, a container"),
+        ("s3://bucket/log?versionId=1", "has no [?] or #"),
+        ("s3://bucket/log//deeper", "an empty part"),
+        ("s3://bucket/../log", "an empty part"),
+        ("s3://key:word@bucket/log", "user name or password"),
+        ("file://key:word@host/log", "user name or password"),
     ],
 )
 def test_url_that_names_no_known_place_is_told(url: str, problem: str) -> None:
@@ -53,6 +64,7 @@ def test_url_that_names_no_known_place_is_told(url: str, problem: str) -> None:
         with pytest.raises(ConfigError, match=problem) as caught:
             open_log(url, create=create)
         assert caught.value.key == "log"
+        assert "key:word" not in str(caught.value)
 
 
 def test_one_letter_before_a_colon_is_a_path_and_not_a_scheme() -> None:

@@ -1,15 +1,17 @@
-"""Both stores keep the promises of `evergrad.log.base`, and the check of them can fail."""
+"""A store in memory keeps the promises of `evergrad.log.base`, and the check of them can fail."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from obstore.store import MemoryStore
 
 from evergrad.errors import LogUnavailable
-from evergrad.log.base import ObjectStore
+from evergrad.log.base import ObjectStore, Watch
 from evergrad.log.local import local_store
 from evergrad.log.store import ObstoreStore, memory_store
 from evergrad.testing import FaultyStore, check_object_store
@@ -19,15 +21,6 @@ from tests.builders import fresh_store
 def test_memory_keeps_the_promises() -> None:
     check_object_store(fresh_store)
     check_object_store(lambda: FaultyStore(fresh_store()))
-
-
-def test_local_directory_keeps_the_promises(tmp_path: Path) -> None:
-    def make() -> ObjectStore:
-        store = local_store(tmp_path / "log", "file:log", create=True)
-        assert store is not None
-        return store
-
-    check_object_store(make)
 
 
 class Overwriting(ObstoreStore):
@@ -46,7 +39,70 @@ class Unordered(ObstoreStore):
         return super().names(prefix)[::-1]
 
 
-@pytest.mark.parametrize("kind", [Overwriting, Forgetting, Unordered])
+class Appending(ObstoreStore):
+    def replace(self, name: str, data: bytes) -> None:
+        super().replace(name, (self.read(name) or b"") + data)
+
+
+class Keeping(ObstoreStore):
+    def delete(self, name: str) -> None:
+        super().replace(name, b"")
+
+
+class Shortening(ObstoreStore):
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        chunks = super().stream(name)
+        return None if chunks is None else islice(chunks, 1)
+
+
+class Gulping(ObstoreStore):
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        data = self.read(name)
+        return None if data is None else iter([data])
+
+
+class Deep(ObstoreStore):
+    def names(self, prefix: str) -> list[str]:
+        return sorted([*super().names(prefix), *super().names(f"{prefix}/deeper")])
+
+
+class Racing(ObstoreStore):
+    def create(self, name: str, data: bytes) -> bool:
+        if self.read(name) is not None:
+            return False
+        if name.startswith("raced/"):
+            self.together.wait()
+        self.replace(name, data)
+        return True
+
+    together = threading.Barrier(4)
+
+
+class Trusting(ObstoreStore):
+    def read(self, name: str) -> bytes | None:
+        return None if ".." in name else super().read(name)
+
+
+class NeverWoken:
+    def wait(self, timeout_s: float) -> None:
+        raise AssertionError("broken promise: a watch wakes")
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Sleeping(ObstoreStore):
+    def watch(self, folder: str) -> Watch | None:
+        return NeverWoken()
+
+
+BROKEN = [
+    Overwriting, Forgetting, Unordered, Appending, Keeping, Shortening, Gulping, Deep, Racing, Trusting, Sleeping,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
 def test_check_finds_a_store_that_breaks_a_promise(kind: Callable[[MemoryStore, str], ObjectStore]) -> None:
     with pytest.raises(AssertionError, match="broken promise"):
         check_object_store(lambda: kind(MemoryStore(), "memory:test"))
