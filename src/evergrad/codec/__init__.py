@@ -5,11 +5,20 @@ rice       the codes for indices and differences
 snapshot   safetensors, with version and digest in its metadata
 """
 
-from evergrad.codec.snapshot import decode_snapshot, encode_snapshot
+from evergrad.codec.snapshot import (
+    SnapshotInfo,
+    SnapshotReader,
+    decode_snapshot,
+    encode_snapshot,
+    read_snapshot,
+    snapshot_pieces,
+)
 from evergrad.codec.wire import HEADER_BYTES, compact, decode, decode_header, encode, encoded_bytes, with_header
 
 __all__ = [
     "HEADER_BYTES",
+    "SnapshotInfo",
+    "SnapshotReader",
     "compact",
     "decode",
     "decode_header",
@@ -17,5 +26,7 @@ __all__ = [
     "encode",
     "encode_snapshot",
     "encoded_bytes",
+    "read_snapshot",
+    "snapshot_pieces",
     "with_header",
 ]

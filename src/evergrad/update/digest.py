@@ -64,15 +64,19 @@ def digest(schema: Schema, arrays: Sequence[Array]) -> int:
     Args:
         arrays: one flat array per group of `schema`.
     """
+    return sum(sum_mix(group.start, array) for group, array in zip(schema.groups, arrays, strict=True)) & MASK
+
+
+def sum_mix(first: int, values: Array) -> int:
+    """The share in the digest, not yet modulo 2^64, of elements that have the indices from `first` on."""
     total = 0
-    for group, array in zip(schema.groups, arrays, strict=True):
-        for start in range(0, group.size, _CHUNK):
-            chunk = array[start : start + _CHUNK]
-            base = np.arange(group.start + start, group.start + start + len(chunk), dtype=np.uint64)
-            base *= np.uint64(GOLDEN)
-            base += _bits(chunk)
-            total += int(_finalize(base).sum(dtype=np.uint64))
-    return total & MASK
+    for start in range(0, len(values), _CHUNK):
+        bits = _bits(values[start : start + _CHUNK])
+        base = np.arange(first + start, first + start + len(bits), dtype=np.uint64)
+        base *= np.uint64(GOLDEN)
+        base += bits
+        total += int(_finalize(base).sum(dtype=np.uint64))
+    return total
 
 
 def valid(values: Array, dtype: str) -> bool:
