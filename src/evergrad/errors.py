@@ -15,7 +15,8 @@ EvergradError
 ├── ReplicaError
 │   ├── NotSynced                the replica holds no version yet
 │   ├── BaseMismatch             the update starts from another version
-│   └── DigestMismatch           the state is not the one that the publisher had
+│   ├── DigestMismatch           the state is not the one that the publisher had
+│   └── VersionNotHeld           the undo ring does not reach back so far
 ├── TrainingError
 │   ├── NonFiniteLoss            the loss is NaN or infinite
 │   ├── NonFiniteWeights         a weight became NaN or infinite
@@ -189,6 +190,20 @@ class DigestMismatch(ReplicaError):
         return (
             f"version {self.version} should have digest {self.expected:016x}, this state has {self.found:016x}; "
             "the last good version is kept until a snapshot heals it"
+        )
+
+
+class VersionNotHeld(ReplicaError):
+    """The undo ring does not reach back so far."""
+
+    def __init__(self, version: int, held: list[int]) -> None:
+        super().__init__(version, held)
+        self.version, self.held = version, held
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.version} is not held, only {self.held[0]} to {self.held[-1]}; give the replica more "
+            "undo_bytes, or take the whole log back with: evergrad log rollback"
         )
 
 

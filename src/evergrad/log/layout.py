@@ -1,44 +1,72 @@
-"""The update log: which objects a log holds, and what they promise.
+"""The update log: which objects a log holds, and what they promise (`docs/format.md`, section Log, is normative).
 
     schema/<fingerprint>.json           the table of tensors
-    evergrad.json                       format version, schema fingerprint, how to build the model
+    evergrad.json                       format version, the log's own id, schema fingerprint, how to build the model
     snapshots/<version>.safetensors     the whole state at a version
+    latest.json                         the newest snapshot that readers may begin with; the one object that is replaced
     updates/<version>.eg                the update that leads to a version
+    folds/<from>-<to>.eg                a run of updates in one (see `folds`)
 
 Versions are consecutive integers of 12 digits in names, so a reader asks for the next name and needs no listing.
 
-What a crash of the writer leaves, at each point:
+The order of writes: schema, root, first snapshot, `latest.json`; then for each version its update, the folds that end
+with it (shorter ones first), and, when one is due, its snapshot, `latest.json`, and the deletion of what is old. What a
+crash of the writer leaves, at each point:
 
 - before the first snapshot: no version. Whoever publishes next begins there; the objects already written are equal to
   its own, or it has another model and is told so.
+- after the first snapshot, before `latest.json`: a log that has begun. Readers that can list find the snapshot; the
+  publisher that continues the log writes `latest.json` (`point_at_newest`).
 - before an update's object is whole: the log ends one version earlier. The publisher that restarts continues from
   there.
-- after an update and before the snapshot of its version: readers start from the snapshot before and replay more.
+- after an update, before a fold: that fold is never written, nor any that would have been made of it. Readers take the
+  shorter ones and the updates.
+- after a snapshot, before `latest.json`: readers start from the snapshot before and replay more.
+- during the deletion: what is gone was needed by nobody within the promised window; what is left is deleted next time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from evergrad.codec import decode, decode_snapshot, encode, encode_snapshot
-from evergrad.errors import CorruptRecord, LogNotFound, UnsupportedFormat, WriterConflict
-from evergrad.log.base import ObjectStore
+from evergrad.codec import (
+    SnapshotReader,
+    decode,
+    decode_header,
+    encode,
+    encode_snapshot,
+    read_snapshot,
+)
+from evergrad.errors import CorruptRecord, LogNotFound, ReadOnlyLog, UnsupportedFormat, WriterConflict
+from evergrad.log.base import ObjectStore, Watch
+from evergrad.log.folds import FOLD_BASE, concatenate, smallest_fold
 from evergrad.schema import Schema
-from evergrad.update import Snapshot, Update
+from evergrad.update import Snapshot, State, Update
 
 FORMAT = 1
 
 
 class _Root(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     format: int
+    log: str
     schema: str
+    fold_base: int
     model: str | None = None
 
 
 class _FormatOnly(msgspec.Struct):
     format: int
+
+
+class Latest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `latest.json` says: the log's id, and the newest snapshot that readers may begin with."""
+
+    log: str
+    snapshot: int
 
 
 class UpdateLog:
@@ -53,6 +81,7 @@ class UpdateLog:
         self._store, self.url = store, url
         self._root: _Root | None = None
         self._schema: Schema | None = None
+        self._recent: dict[str, bytes] = {}  # the updates appended last: what the next fold is made of
 
     @property
     def store(self) -> ObjectStore:
@@ -65,15 +94,21 @@ class UpdateLog:
             raise LogNotFound(self.url)
         return self._store
 
+    def watch(self) -> Watch | None:
+        """What tells that an update was written; None where the place cannot: poll."""
+        return None if self._store is None else self._store.watch("updates")
+
+    # -- beginning, and what the first objects say ------------------------------------------------------------------
+
     def begun(self) -> bool:
         """Whether this log holds a version."""
-        return self._store is not None and bool(self.snapshots())
+        return self._store is not None and (self.latest() is not None or bool(self._listed_snapshots()))
 
     def begin(self, snapshot: Snapshot, model: str | None = None) -> int:
         """Begins the log with its first state; gives the bytes written.
 
         Args:
-            snapshot: the first state.
+            snapshot: the first state; its run becomes the log's id.
             model: how a server may build the module, as an import path `package.module:callable`.
 
         Raises:
@@ -82,11 +117,12 @@ class UpdateLog:
         """
         schema, data = snapshot.state.schema, encode_snapshot(snapshot)
         self.store.create(f"schema/{schema.fingerprint}.json", schema.to_json())
-        root = msgspec.json.encode(_Root(FORMAT, schema.fingerprint, model))
-        if not self.store.create("evergrad.json", root):
+        root = _Root(FORMAT, f"{snapshot.run:016x}", schema.fingerprint, FOLD_BASE, model)
+        if not self.store.create("evergrad.json", msgspec.json.encode(root)):
             self.schema.require(schema)
         if not self._create_equal(_snapshot_name(snapshot.version), data):
             raise WriterConflict(self.url, snapshot.version, "another publisher")
+        self._point_at(snapshot.version)
         return len(data)
 
     def _create_equal(self, name: str, data: bytes) -> bool:
@@ -112,9 +148,19 @@ class UpdateLog:
         return self._schema
 
     @property
+    def id(self) -> str:
+        """16 hexadecimal digits that no other log has, nor this place when it is begun anew. Raises as `schema`."""
+        return self._read_root().log
+
+    @property
     def model(self) -> str | None:
         """The import path that builds the module, where the publisher knew one."""
         return self._read_root().model
+
+    @property
+    def fold_base(self) -> int:
+        """Folds of this log span powers of it."""
+        return self._read_root().fold_base
 
     def _read_root(self) -> _Root:
         if self._root is None:
@@ -123,6 +169,8 @@ class UpdateLog:
                 raise LogNotFound(self.url)
             self._root = _decode_root(data)
         return self._root
+
+    # -- updates ----------------------------------------------------------------------------------------------------
 
     def append(self, update: Update) -> int:
         """Writes the next version; gives the bytes written.
@@ -134,11 +182,14 @@ class UpdateLog:
         data, name = encode(update), _update_name(update.version)
         if not self._create_equal(name, data):
             raise WriterConflict(self.url, update.version, self._writer_of(name))
+        self._recent[name] = data
+        if len(self._recent) > FOLD_BASE:
+            del self._recent[next(iter(self._recent))]
         return len(data)
 
     def _writer_of(self, name: str) -> str:
         try:
-            return f"run {decode(self.store.read(name) or b'', self.schema, name).run:016x}"
+            return f"run {decode_header(self.store.read(name) or b'', name).run:016x}"
         except (CorruptRecord, UnsupportedFormat):
             return "a writer that left it unreadable"
 
@@ -148,32 +199,121 @@ class UpdateLog:
         Raises:
             CorruptRecord, UnsupportedFormat: there is one, and it cannot be read.
         """
-        name = _update_name(version)
+        return self._read_update(_update_name(version), version - 1, version)
+
+    def read_fold(self, first: int, last: int) -> tuple[Update, int] | None:
+        """The fold that leads from version `first` to `last`, and its size in bytes; None where there is none.
+
+        Raises:
+            CorruptRecord, UnsupportedFormat: there is one, and it cannot be read.
+        """
+        return self._read_update(_fold_name(first, last), first, last)
+
+    def _read_update(self, name: str, first: int, last: int) -> tuple[Update, int] | None:
         data = self.store.read(name)
         if data is None:
             return None
         update = decode(data, self.schema, name)
-        if update.version != version:
-            raise CorruptRecord(name, f"it holds version {update.version}")
+        if (update.base_version, update.version) != (first, last):
+            raise CorruptRecord(name, f"it holds version {update.version}, from {update.base_version}")
         return update, len(data)
 
+    def write_folds(self, version: int, state: State | None = None) -> int:
+        """Writes the folds that end with `version`; gives the bytes written.
+
+        Of each span, where the log holds all that it is made of and it is not too large (see `folds`).
+
+        Args:
+            state: the state of `version`, where the caller holds it: longer folds may then tell absolute values.
+        """
+        written, span = 0, self.fold_base
+        while version % span == 0:
+            data = self._fold(version - span, version, span // self.fold_base, state)
+            if data is None:
+                break
+            self.store.create(_fold_name(version - span, version), data)
+            written, span = written + len(data), span * self.fold_base
+        return written
+
+    def _fold(self, first: int, last: int, step: int, state: State | None) -> bytes | None:
+        parts = []
+        for start in range(first, last, step):
+            name = _update_name(start + 1) if step == 1 else _fold_name(start, start + step)
+            data = self._recent.get(name) or self.store.read(name)
+            if data is None:
+                return None
+            parts.append(data)
+        try:
+            return smallest_fold(concatenate(parts), self.schema, state if step > 1 else None)
+        except (CorruptRecord, UnsupportedFormat):
+            return None  # readers who meet the damaged part tell it, and heal by a snapshot
+
+    # -- snapshots --------------------------------------------------------------------------------------------------
+
     def write_snapshot(self, snapshot: Snapshot) -> int:
-        """Writes a snapshot; gives the bytes written. One that exists already is left as it is."""
+        """Writes a snapshot, and points readers at it; gives its bytes. One that exists already is left as it is."""
         data = encode_snapshot(snapshot)
         self.store.create(_snapshot_name(snapshot.version), data)
+        self._point_at(snapshot.version)
         return len(data)
 
+    def _point_at(self, version: int) -> None:
+        latest = self.latest()
+        if latest is None or latest.log != self.id or latest.snapshot < version:
+            self.store.replace("latest.json", msgspec.json.encode(Latest(self.id, version)))
+
+    def point_at_newest(self) -> None:
+        """Writes `latest.json` where a crash came before it."""
+        listed = self._listed_snapshots()
+        if listed:
+            self._point_at(listed[-1])
+
+    def latest(self) -> Latest | None:
+        """What `latest.json` says; None where it is missing or cannot be read: it is a hint, not a promise."""
+        if self._store is None:
+            return None
+        data = self._store.read("latest.json")
+        try:
+            return None if data is None else msgspec.json.decode(data, type=Latest)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def begin_versions(self, after: int) -> Iterator[int]:
+        """The snapshots later than `after` to begin from, newest first; a listing is made only when one did not do."""
+        latest = self.latest()
+        first = latest.snapshot if latest is not None and latest.log == self.id else -1
+        if first > after:
+            yield first
+        yield from (version for version in reversed(self._listed_snapshots()) if version > after and version != first)
+
+    def _listed_snapshots(self) -> list[int]:
+        with contextlib.suppress(ReadOnlyLog):
+            return self.snapshots()
+        return []
+
     def read_snapshot(self, version: int) -> Snapshot:
-        """The snapshot of `version`.
+        """The snapshot of `version`, in memory of its own.
 
         Raises:
             CorruptRecord: it is missing, or cannot be read.
         """
-        name = _snapshot_name(version)
-        snapshot = decode_snapshot(self.store.read(name) or b"", self.schema, name)
-        if snapshot.version != version:
-            raise CorruptRecord(name, f"it holds version {snapshot.version}")
-        return snapshot
+        return _expect(read_snapshot(self.snapshot_chunks(version), self.schema, _snapshot_name(version)), version)
+
+    def snapshot_chunks(self, version: int) -> Iterator[bytes]:
+        """The bytes of a snapshot's file, a mebibyte at a time. Raises CorruptRecord where it is missing."""
+        chunks = self.store.stream(_snapshot_name(version))
+        if chunks is None:
+            raise CorruptRecord(_snapshot_name(version), "it is missing")
+        return chunks
+
+    def snapshot_reader(self, chunks: Iterable[bytes], version: int) -> SnapshotReader:
+        """Reads chunks that `snapshot_chunks` gave. Raises CorruptRecord where they are not of this version."""
+        reader = SnapshotReader(chunks, self.schema, _snapshot_name(version))
+        if reader.info.version != version:
+            raise CorruptRecord(_snapshot_name(version), f"it holds version {reader.info.version}")
+        return reader
+
+    # -- listings and retention -------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[int]:
         """The versions that have a snapshot, ascending."""
@@ -182,6 +322,40 @@ class UpdateLog:
     def updates(self) -> list[int]:
         """The versions that have an update, ascending."""
         return _versions(self.store.names("updates"), ".eg")
+
+    def folds(self) -> list[tuple[int, int]]:
+        """The folds, each by the versions that it leads from and to, ascending."""
+        names = (re.fullmatch(r"folds/(\d{12,})-(\d{12,})\.eg", name) for name in self.store.names("folds"))
+        return sorted((int(match[1]), int(match[2])) for match in names if match)
+
+    def prune(self, keep_versions: int) -> list[str]:
+        """Deletes what no reader within the window needs, and gives the names of that.
+
+        A reader that holds any of the last `keep_versions` versions, or begins with the snapshot that `latest.json`
+        names, finds every update and fold from there on. A reader further behind continues from that snapshot.
+
+        Args:
+            keep_versions: the window, in versions before the newest one.
+
+        Raises:
+            LogUnavailable: the store failed; what is deleted by then is not needed either.
+        """
+        latest, updates = self.latest(), self.updates()
+        if latest is None or not updates:
+            return []
+        floor = min(latest.snapshot, updates[-1] - keep_versions)
+        names = [_snapshot_name(version) for version in self.snapshots() if version < floor]
+        names += [_fold_name(first, last) for first, last in self.folds() if first < floor]
+        names += [_update_name(version) for version in updates if version <= floor]
+        for name in names:
+            self.store.delete(name)
+        return names
+
+
+def _expect(snapshot: Snapshot, version: int) -> Snapshot:
+    if snapshot.version != version:
+        raise CorruptRecord(_snapshot_name(version), f"it holds version {snapshot.version}")
+    return snapshot
 
 
 def _decode_root(data: bytes) -> _Root:
@@ -194,11 +368,17 @@ def _decode_root(data: bytes) -> _Root:
         raise CorruptRecord("evergrad.json", str(error)) from error
     if root.format != FORMAT or not re.fullmatch(r"[0-9a-f]{32}", root.schema):
         raise CorruptRecord("evergrad.json", f"format {root.format} and schema {root.schema!r}, as no writer writes")
+    if not re.fullmatch(r"[0-9a-f]{16}", root.log) or not 2 <= root.fold_base <= 1 << 20:
+        raise CorruptRecord("evergrad.json", f"log {root.log!r} and fold base {root.fold_base}, as no writer writes")
     return root
 
 
 def _update_name(version: int) -> str:
     return f"updates/{version:012d}.eg"
+
+
+def _fold_name(first: int, last: int) -> str:
+    return f"folds/{first:012d}-{last:012d}.eg"
 
 
 def _snapshot_name(version: int) -> str:

@@ -30,6 +30,7 @@ from evergrad.codec import compact, encoded_bytes
 from evergrad.errors import (
     ConfigError,
     CorruptRecord,
+    LogUnavailable,
     OptimizerAttached,
     ReplicaError,
     UnsupportedFormat,
@@ -102,7 +103,10 @@ class Publisher:
             way.
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself.
-        snapshot_every: versions between two snapshots.
+        snapshot_every: versions between two snapshots, at most.
+        snapshot_every_bytes: bytes of updates between two snapshots, at most; default: those of the model.
+        keep_versions: how many versions back a reader may be and still find every update; what is older, and no
+            snapshot needs, is deleted after each snapshot. Default: everything is kept.
         factory: import path `package.module:callable` that builds the module, for servers of this log.
         clock: seconds since 1970.
 
@@ -122,6 +126,8 @@ class Publisher:
         forward: Forward = "deployed",
         buffer_tolerance: float = 0.01,
         snapshot_every: int = 1000,
+        snapshot_every_bytes: int | None = None,
+        keep_versions: int | None = None,
         factory: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -133,8 +139,9 @@ class Publisher:
             raise OptimizerAttached(_attached[optimizer])
         self._model, self._optimizer = model, optimizer
         self._tolerance, self._snapshot_every, self._clock = buffer_tolerance, snapshot_every, clock
+        self._snapshot_every_bytes, self._keep_versions = snapshot_every_bytes, keep_versions
         self._run = secrets.randbits(64)
-        self._steps = self._updates = self._update_bytes = self._snapshot_bytes = 0
+        self._steps = self._updates = self._update_bytes = self._snapshot_bytes = self._bytes_since_snapshot = 0
         self._newest_us = 0
         self._pending: list[Section] = []
         self._changes: list[Change] = []
@@ -154,6 +161,7 @@ class Publisher:
         self._log.schema.require(schema)
         replica = Replica(self._log)
         head = max([*self._log.updates(), *self._log.snapshots()])
+        self._log.point_at_newest()
         try:
             self._version = replica.sync()
             if self._version < head:
@@ -285,15 +293,25 @@ class Publisher:
             self._unsent = self._update(self._version + 1, self._published_digest, self._smallest())
             self._pending, self._changes = [], []
             published = self._append(self._unsent)
-        if self._version // self._snapshot_every > self._snapshot_version // self._snapshot_every:
+        if self._snapshot_due():
             self._write_snapshot()
         return published
+
+    def _snapshot_due(self) -> bool:
+        most = self._state.schema.nbytes if self._snapshot_every_bytes is None else self._snapshot_every_bytes
+        versions = self._version // self._snapshot_every > self._snapshot_version // self._snapshot_every
+        return versions or (self._version > self._snapshot_version and self._bytes_since_snapshot >= most)
 
     def _append(self, update: Update) -> Published:
         size = self._log.append(update)
         self._version, self._published_digest, self._unsent = update.version, update.digest_after, None
         self._updates += 1
         self._update_bytes += size
+        self._bytes_since_snapshot += size
+        try:
+            self._log.write_folds(self._version, self._state if self._state.digest == update.digest_after else None)
+        except LogUnavailable as error:  # readers do without: they take the updates
+            logger.warning("no fold was written at version %d: %s", self._version, error)
         return Published(version=update.version, update_bytes=size, elements=update.elements)
 
     def _smallest(self) -> tuple[Section, ...]:
@@ -323,7 +341,9 @@ class Publisher:
         if digest(self._state.schema, self._state.arrays) != self._state.digest:
             raise WeightsChanged("a parameter")
         self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
-        self._snapshot_version = self._version
+        self._snapshot_version, self._bytes_since_snapshot = self._version, 0
+        if self._keep_versions is not None:
+            self._log.prune(self._keep_versions)
 
     @property
     def log(self) -> UpdateLog:

@@ -1,0 +1,88 @@
+"""What a replica keeps on disk, so that a restarted one continues from its last version without a full download.
+
+    schema.json         the table of tensors
+    state.safetensors   the state at one version, as a snapshot with the log's id in its metadata
+
+Both are replaced whole (written beside, synced, renamed), so a crash leaves the older one. What is damaged, or belongs
+to another log, is ignored and later overwritten: the cache is never trusted more than its digest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from evergrad.codec import SnapshotReader, read_snapshot, snapshot_pieces
+from evergrad.errors import CorruptRecord
+from evergrad.schema import Schema
+from evergrad.update import Snapshot
+
+logger = logging.getLogger(__name__)
+_CHUNK_BYTES = 1 << 20
+
+
+class Cache:
+    """One replica's directory; made where it does not exist.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> tuple[str, Snapshot] | None:
+        """The id of the log that the kept state is of, and that state; None where there is nothing of use."""
+        try:
+            schema = Schema.from_json((self._path / "schema.json").read_bytes(), "schema.json")
+            name = str(self._path / "state.safetensors")
+            log = SnapshotReader(_file_chunks(Path(name)), schema, name).metadata.get("evergrad.log", "")
+            return log, read_snapshot(_file_chunks(Path(name)), schema, name)
+        except FileNotFoundError:
+            return None
+        except (CorruptRecord, OSError) as error:
+            logger.warning("the cache in %s is of no use: %s", self._path, error)
+            return None
+
+    def save(self, log: str, snapshot: Snapshot) -> None:
+        """Keeps a state, which must not move meanwhile, of the log with the id `log`.
+
+        Raises:
+            OSError: the disk refused; what was kept before stays.
+        """
+        schema = snapshot.state.schema.to_json()
+        kept = self._path / "schema.json"
+        if not kept.exists() or kept.read_bytes() != schema:
+            (self._path / "state.safetensors").unlink(missing_ok=True)
+            write_file(kept, [schema])
+        write_file(self._path / "state.safetensors", snapshot_pieces(snapshot, log=log))
+
+
+def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """Puts a file in its place whole: written beside, synced, renamed. Raises OSError; then the old one stays."""
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,55 @@
+"""A lock that many readers share, or one writer holds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ReadWriteLock:
+    """Readers share it; a writer waits for those that read, and new readers wait for a writer that waits.
+
+    A thread that reads may read again inside, and the thread that writes may read: neither waits for itself. A thread
+    that reads must not write.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._mine = threading.local()
+        self._readers = self._writers_waiting = 0
+        self._writer: int | None = None
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Inside, nobody writes."""
+        depth: int = getattr(self._mine, "depth", 0)
+        nested = depth > 0 or self._writer == threading.get_ident()
+        if not nested:
+            with self._condition:
+                self._condition.wait_for(lambda: self._writer is None and not self._writers_waiting)
+                self._readers += 1
+        self._mine.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._mine.depth = depth
+            if not nested:
+                with self._condition:
+                    self._readers -= 1
+                    self._condition.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Inside, nobody else reads or writes."""
+        with self._condition:
+            self._writers_waiting += 1
+            self._condition.wait_for(lambda: self._writer is None and not self._readers)
+            self._writers_waiting -= 1
+            self._writer = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._writer = None
+                self._condition.notify_all()
