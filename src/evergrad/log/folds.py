@@ -24,7 +24,7 @@ from evergrad.codec import HEADER_BYTES, decode, decode_header, encode, with_hea
 from evergrad.errors import CorruptRecord
 from evergrad.schema import Schema
 from evergrad.update import Section, State, Steps, Values
-from evergrad.update.digest import Indices
+from evergrad.update.digest import Indices, union
 
 FOLD_BASE = 16
 MAX_FOLD_BYTES = 1 << 20
@@ -92,7 +92,7 @@ def absolute_once(sections: Iterable[Section], state: State) -> list[Section]:
 
 
 def _values(dtype: str, touched: list[Indices], state: State) -> Values:
-    indices = np.unique(np.concatenate(touched))
+    indices = union(touched)
     for group, array in zip(state.schema.groups, state.arrays, strict=True):
         if group.dtype == dtype:
             return Values(indices, array[indices - group.start], dtype)

@@ -444,7 +444,7 @@ class Replica:
         """
         if self._follower is None:
             self._follower = Follower(
-                self._sync, lambda: self._version, lambda: self._log.watch(), poll_s=poll_s, max_poll_s=max_poll_s
+                self._sync, lambda: self._version, self._log.watch, poll_s=poll_s, max_poll_s=max_poll_s
             )
         return self
 

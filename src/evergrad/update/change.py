@@ -14,7 +14,7 @@ import numpy as np
 
 from evergrad.errors import BaseMismatch
 from evergrad.schema import Schema
-from evergrad.update.digest import Array, Indices
+from evergrad.update.digest import Array, Indices, union
 from evergrad.update.sections import Values
 
 
@@ -71,7 +71,7 @@ def compose(changes: Sequence[Change]) -> Change:
 def _compose_group(group: int, parts: list[GroupChange]) -> GroupChange:
     if len(parts) == 1:
         return parts[0]
-    positions = np.unique(np.concatenate([part.positions for part in parts]))
+    positions = union([part.positions for part in parts])
     old, new = (np.empty(len(positions), dtype=parts[0].old.dtype) for _ in range(2))
     for part in reversed(parts):  # the first old value is written last, and so stays
         old[np.searchsorted(positions, part.positions)] = part.old

@@ -41,6 +41,13 @@ def _bits(values: Array) -> npt.NDArray[np.uint64]:
     return values.view(f"u{values.dtype.itemsize}").astype(np.uint64)
 
 
+def union(parts: Sequence[Indices]) -> Indices:
+    """All indices of `parts`, each part ascending, once and ascending."""
+    found: Indices = np.concatenate(parts)
+    found.sort(kind="stable")  # merges runs that are sorted already
+    return found[np.diff(found, prepend=-1) != 0]
+
+
 def shift_of(group: Group, positions: npt.NDArray[Any], old: Array, new: Array) -> int:
     """How far the digest moves, modulo 2^64, when the elements at `positions` of `group` go from `old` to `new`."""
     total = 0

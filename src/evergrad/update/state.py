@@ -16,7 +16,7 @@ import numpy as np
 from evergrad.errors import BaseMismatch, CorruptRecord, DigestMismatch, SchemaMismatch
 from evergrad.schema import STORAGE, Group, Schema
 from evergrad.update.change import Change, GroupChange
-from evergrad.update.digest import MASK, Array, Indices, digest, shift_of, valid
+from evergrad.update.digest import MASK, Array, Indices, digest, shift_of, union, valid
 from evergrad.update.sections import Section, Update, short_fingerprint
 
 
@@ -133,7 +133,7 @@ def _overlay(group: Group, array: Array, sections: list[Section]) -> tuple[Indic
         positions = sections[0].indices - group.start
         old = array[positions]
         return positions, old, sections[0].moved(old)
-    positions = np.unique(np.concatenate([s.indices for s in sections])) - group.start
+    positions = union([section.indices for section in sections]) - group.start
     old = array[positions]
     new = old.copy()
     for section in sections:
