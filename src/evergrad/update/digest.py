@@ -45,7 +45,8 @@ def union(parts: Sequence[Indices]) -> Indices:
     """All indices of `parts`, each part ascending, once and ascending."""
     found: Indices = np.concatenate(parts)
     found.sort(kind="stable")  # merges runs that are sorted already
-    return found[np.diff(found, prepend=-1) != 0]
+    once: Indices = found[np.diff(found, prepend=-1) != 0]
+    return once
 
 
 def shift_of(group: Group, positions: npt.NDArray[Any], old: Array, new: Array) -> int:
