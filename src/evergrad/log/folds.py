@@ -80,7 +80,8 @@ def absolute(sections: Iterable[Section], state: State) -> list[Section]:
     touched: dict[str, list[Indices]] = {}
     for section in sections:
         touched.setdefault(section.dtype, []).append(section.indices)
-    return [_values(dtype, found, state) for dtype, found in touched.items()]
+    moved = {dtype: union(found) for dtype, found in touched.items()}
+    return [Values(indices, state.elements_at(dtype, indices), dtype) for dtype, indices in moved.items()]
 
 
 def absolute_once(sections: Iterable[Section], state: State) -> list[Section]:
@@ -89,14 +90,6 @@ def absolute_once(sections: Iterable[Section], state: State) -> list[Section]:
     values = absolute((s for s in found if not isinstance(s, Steps)), state)
     told = next((v.indices for v in values if v.dtype == "F32"), np.empty(0, dtype=np.int64))
     return [_without(s, told) for s in found if isinstance(s, Steps)] + values
-
-
-def _values(dtype: str, touched: list[Indices], state: State) -> Values:
-    indices = union(touched)
-    for group, array in zip(state.schema.groups, state.arrays, strict=True):
-        if group.dtype == dtype:
-            return Values(indices, array[indices - group.start], dtype)
-    raise CorruptRecord("fold", f"the model has no {dtype} elements")
 
 
 def _without(steps: Steps, told: Indices) -> Steps:

@@ -17,7 +17,7 @@ import math
 import secrets
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -102,7 +102,7 @@ class Publisher:
             untouched, the deployed weights follow it). A closure passed to `optimizer.step` runs at the master either
             way.
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
-            itself.
+            itself, rounded to within half of it. 0: exactly, whenever it moves.
         snapshot_every: versions between two snapshots, at most.
         snapshot_every_bytes: bytes of updates between two snapshots, at most; default: those of the model.
         keep_versions: how many versions back a reader may be and still find every update; what is older, and no
@@ -124,7 +124,7 @@ class Publisher:
         *,
         density: float = 1e-3,
         forward: Forward = "deployed",
-        buffer_tolerance: float = 0.01,
+        buffer_tolerance: float = 0.02,
         snapshot_every: int = 1000,
         snapshot_every_bytes: int | None = None,
         keep_versions: int | None = None,
@@ -253,7 +253,7 @@ class Publisher:
                 sections.append(Values(indices[mine], weights.master_values(indices[mine]), group.dtype))
         self._commit(sections)
 
-    def _commit(self, sections: list[Section]) -> None:
+    def _commit(self, sections: Sequence[Section]) -> None:
         if not sections:
             return
         change = self._state.resolve(sections)

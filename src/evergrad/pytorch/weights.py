@@ -20,6 +20,7 @@ from torch import nn
 
 from evergrad.errors import NonFiniteWeights, SchemaMismatch, WeightsChanged
 from evergrad.pytorch.bridge import ModuleTensor, as_numpy, module_tensors, state_views
+from evergrad.pytorch.statistics import tell_within
 from evergrad.update import Section, State, Values
 
 
@@ -145,7 +146,7 @@ class Weights:
                 parts.append((spec.offset, as_numpy(tensor.reshape(-1))[indices[first:last] - spec.offset]))
         return np.concatenate([values for _, values in sorted(parts, key=lambda part: part[0])])
 
-    def differing(self) -> list[Section]:
+    def differing(self) -> list[Values]:
         """Absolute values of every element whose live bits are not the deployed ones. Raises NonFiniteWeights."""
         due = [(found, _bits_differ(found.tensor, self.deployed[found.name]))
                for found in (*self.parameters, *self.buffers)]  # fmt: skip
@@ -159,7 +160,7 @@ class Weights:
             found.tensor.detach().copy_(self.deployed[found.name])
 
     def stale_buffers(self, tolerance: float, step: int) -> list[Section]:
-        """Absolute values of the buffer elements that are off by more than `tolerance` of themselves.
+        """The buffer elements that are off by more than `tolerance` of themselves, to within the tolerance.
 
         Elements of integer buffers are due whenever they differ. Raises NonFiniteWeights.
         """
@@ -172,9 +173,13 @@ class Weights:
                 _require_finite(found.name, live[changed], step)
                 changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
             due.append((found, changed))
-        return self._as_values(due)
+        sections: list[Section] = []
+        for values in self._as_values(due):
+            old = self._state.elements_at(values.dtype, values.indices)
+            sections.extend(tell_within(values, old, tolerance))
+        return sections
 
-    def _as_values(self, due: list[tuple[ModuleTensor, torch.Tensor]]) -> list[Section]:
+    def _as_values(self, due: list[tuple[ModuleTensor, torch.Tensor]]) -> list[Values]:
         """One section per dtype, in index order."""
         by_dtype: dict[str, list[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]] = {}
         for found, changed in due:
@@ -184,7 +189,7 @@ class Weights:
                 live = self.master.get(found.name, found.tensor)
                 values = as_numpy(live.reshape(-1))[positions]
                 by_dtype.setdefault(spec.dtype, []).append((positions + spec.offset, values))
-        sections: list[Section] = []
+        sections = []
         for dtype, parts in by_dtype.items():
             indices = np.concatenate([part[0] for part in parts])
             order = np.argsort(indices)

@@ -66,6 +66,11 @@ class State:
             views[spec.name] = view
         return views | {alias: views[name] for alias, name in self.schema.aliases.items()}
 
+    def elements_at(self, dtype: str, indices: Indices) -> Array:
+        """The values of the elements at flat `indices`, all of `dtype`. Raises CorruptRecord where there is no such."""
+        group = self._group_holding(dtype, indices)
+        return self.arrays[group][indices - self.schema.groups[group].start]
+
     def resolve(self, sections: Iterable[Section]) -> Change:
         """Works out what `sections`, applied in order, do to this state, and the digest after. Writes nothing.
 
@@ -75,7 +80,7 @@ class State:
         by_group: dict[int, list[Section]] = {}
         for section in sections:
             if len(section.indices):
-                by_group.setdefault(self._group_of(section), []).append(section)
+                by_group.setdefault(self._group_holding(section.dtype, section.indices), []).append(section)
         parts, total = [], self.digest
         for group_index, found in sorted(by_group.items()):
             group, array = self.schema.groups[group_index], self.arrays[group_index]
@@ -112,9 +117,8 @@ class State:
             self.arrays[part.group][part.positions] = part.new
         self.digest = change.digest
 
-    def _group_of(self, section: Section) -> int:
-        dtype = section.dtype
-        first, last = int(section.indices[0]), int(section.indices[-1])
+    def _group_holding(self, dtype: str, indices: Indices) -> int:
+        first, last = int(indices[0]), int(indices[-1])
         for index, group in enumerate(self.schema.groups):
             if group.dtype == dtype and group.start <= first and last < group.stop:
                 return index
