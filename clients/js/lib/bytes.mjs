@@ -2,11 +2,6 @@
 
 import { check, CorruptRecord } from "./errors.mjs";
 
-/** A 64-bit BigInt in 16 hexadecimal digits. */
-export function hex(number) {
-  return number.toString(16).padStart(16, "0");
-}
-
 /** The JSON object that `bytes` hold. */
 export function parseObject(bytes, what) {
   let value;

@@ -1,7 +1,8 @@
 /** One update from its bytes: everything is checked here that needs no state. */
 
-import { ByteReader, hex } from "./bytes.mjs";
+import { ByteReader } from "./bytes.mjs";
 import { BaseMismatch, check, UnsupportedFormat } from "./errors.mjs";
+import { hex } from "./hex.mjs";
 import { DTYPES } from "./schema.mjs";
 import { readDifferences, readIndices, readRice } from "./streams.mjs";
 import { xxh64 } from "./xxhash64.mjs";

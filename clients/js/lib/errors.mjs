@@ -1,5 +1,7 @@
 /** Every error that this client throws on purpose; anything else is a defect of it. */
 
+import { hex } from "./hex.mjs";
+
 export class EvergradError extends Error {
   constructor(message) {
     super(message);
@@ -16,8 +18,13 @@ export class UnsupportedFormat extends EvergradError {}
 /** The update starts from another version or state, or belongs to another model. */
 export class BaseMismatch extends EvergradError {}
 
-/** The state would not be the one that the publisher had. */
-export class DigestMismatch extends EvergradError {}
+/** The state is not, or would not be, the one that the publisher had; digests are BigInt. */
+export class DigestMismatch extends EvergradError {
+  constructor(version, expected, found) {
+    super(`version ${version} should have digest ${hex(expected)}, this state has ${hex(found)}`);
+    Object.assign(this, { version, expected, found });
+  }
+}
 
 /** Nothing is at that place. */
 export class LogNotFound extends EvergradError {}

@@ -93,7 +93,7 @@ class RemoteLog {
   }
 }
 
-/** One copy of the model and the log that it follows. After `begin` has succeeded once, there is always a good version. */
+/** One copy of the model and the log that it follows. Once `begin` has succeeded, there is always a good version. */
 class Replica {
   constructor(url, { signal, until } = {}) {
     this.log = new RemoteLog(url, signal);

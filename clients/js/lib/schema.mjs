@@ -9,8 +9,8 @@ const MAX_ELEMENTS = 2 ** 40;
 export const RESERVED_NAME = "__metadata__";
 
 /**
- * The dtypes by their code. `Values` holds the elements (patterns of 16 bits for F16 and BF16); `Bits` looks at the same
- * bytes as unsigned integers. `exponent` is set in every NaN and infinity, of which only the word with the sign matters.
+ * The dtypes by their code. `Values` holds the elements (patterns of 16 bits for F16 and BF16); `Bits` looks at the
+ * same bytes as unsigned integers. The bits of `exponent` are all set in NaN and infinity, and in nothing else.
  */
 export const DTYPES = [
   { name: "F64", Values: Float64Array, Bits: BigUint64Array, exponent: 0x7ff0000000000000n },

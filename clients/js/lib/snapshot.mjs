@@ -1,7 +1,8 @@
 /** Snapshots: safetensors files that say which version of which model they hold. */
 
-import { hex, parseObject } from "./bytes.mjs";
+import { parseObject } from "./bytes.mjs";
 import { check } from "./errors.mjs";
+import { hex } from "./hex.mjs";
 import { RESERVED_NAME } from "./schema.mjs";
 import { State } from "./state.mjs";
 

@@ -1,6 +1,5 @@
 /** One version of a model. An update is resolved, which changes nothing, then committed, which cannot fail. */
 
-import { hex } from "./bytes.mjs";
 import { Digest, digestOf, halvesOf } from "./digest.mjs";
 import { BaseMismatch, check, CorruptRecord, DigestMismatch } from "./errors.mjs";
 
@@ -99,9 +98,7 @@ export class State {
       overlays.push(overlay);
     }
     const digest = BigInt.asUintN(64, this.digest + moved.value);
-    if (digest !== update.digestAfter) {
-      throw new DigestMismatch(`version ${update.version} has digest ${hex(update.digestAfter)}, not ${hex(digest)}`);
-    }
+    if (digest !== update.digestAfter) throw new DigestMismatch(update.version, update.digestAfter, digest);
     return { base: this.version, version: update.version, digest, overlays };
   }
 
@@ -118,9 +115,7 @@ export class State {
     if (baseVersion !== this.version) {
       throw new BaseMismatch(`the update is for version ${baseVersion}, this is ${this.version}`);
     }
-    if (digestBefore !== this.digest) {
-      throw new DigestMismatch(`version ${baseVersion} has digest ${hex(digestBefore)}, not ${hex(this.digest)}`);
-    }
+    if (digestBefore !== this.digest) throw new DigestMismatch(baseVersion, digestBefore, this.digest);
   }
 }
 

@@ -62,7 +62,8 @@ function mergeLane(hash, lane) {
 
 /** The four lanes over all whole stripes of 32 bytes, as one register. */
 function stripes(view, end) {
-  const lanes = [new Register(...P1).add(...P2), new Register(...P2), new Register(), new Register().add(...negative(P1))];
+  const first = new Register(...P1).add(...P2);
+  const lanes = [first, new Register(...P2), new Register(), new Register(...negative(P1))];
   for (let at = 0; at < end; at += 32) {
     for (let i = 0; i < 4; i++) {
       round(lanes[i], view.getUint32(at + 8 * i + 4, true), view.getUint32(at + 8 * i, true));
