@@ -4,9 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup azurite demo test lint types unit format clean
+.PHONY: setup node azurite demo test lint types unit format clean
 
-setup: $(STAMP)
+setup: $(STAMP) node
+
+# What the JavaScript client's tests run on; the Python library does without.
+node:
+	@scripts/node.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Evergrad needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
@@ -14,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup
+demo: $(STAMP)
 	$(BIN)/evergrad demo
 
 test: lint types unit

@@ -1,0 +1,27 @@
+// For each line of FOLDER/snapshots.hex, or else of FOLDER/updates.hex, a snapshot or an update of the model in that
+// folder: what becomes of it, one line each.
+
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { decodeUpdate, EvergradError, hex, readSnapshot, Schema } from "../../clients/js/evergrad.mjs";
+
+const [folder] = process.argv.slice(2);
+const read = (name) => new Uint8Array(readFileSync(join(folder, name)));
+const schema = new Schema(read("schema.json"));
+const state = readSnapshot(read("snapshot.safetensors"), schema);
+const ofSnapshots = existsSync(join(folder, "snapshots.hex"));
+
+function judge(bytes) {
+  try {
+    const { digest } = ofSnapshots ? readSnapshot(bytes, schema) : state.resolve(decodeUpdate(bytes, schema));
+    return `digest ${hex(digest)}`;
+  } catch (error) {
+    if (!(error instanceof EvergradError)) throw error; // a defect: the test sees the trace
+    return error.found === undefined ? error.name : `${error.name} ${hex(error.found)}`;
+  }
+}
+
+const text = readFileSync(join(folder, ofSnapshots ? "snapshots.hex" : "updates.hex"), "utf8");
+const lines = text.split("\n").filter((line) => line);
+console.log(lines.map((line) => judge(new Uint8Array(Buffer.from(line.slice(1), "hex")))).join("\n"));

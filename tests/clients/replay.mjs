@@ -1,0 +1,18 @@
+// For each folder of schema.json, snapshot.safetensors and update-*.eg: one line of JSON with the digest after each.
+
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+
+import { decodeUpdate, hex, readSnapshot, Schema } from "../../clients/js/evergrad.mjs";
+
+for (const folder of process.argv.slice(2)) {
+  const read = (name) => new Uint8Array(readFileSync(join(folder, name)));
+  const schema = new Schema(read("schema.json"));
+  const state = readSnapshot(read("snapshot.safetensors"), schema);
+  const digests = { "snapshot.safetensors": hex(state.digest) };
+  for (const name of readdirSync(folder).filter((found) => found.endsWith(".eg")).sort()) {
+    state.commit(state.resolve(decodeUpdate(read(name), schema)));
+    digests[name] = hex(state.digest);
+  }
+  console.log(JSON.stringify(digests));
+}
