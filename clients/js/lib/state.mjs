@@ -11,7 +11,7 @@ class Overlay {
     this.indices = sections.length === 1 ? sections[0].indices : union(sections.map((section) => section.indices));
     this.bits = new array.group.dtype.Bits(this.indices.length);
     for (let i = 0; i < this.indices.length; i++) this.bits[i] = array.bits[this.indices[i]];
-    if (sections.length === 1) this.bits = apply(sections[0], this.bits);
+    if (sections.length === 1) this.bits = moved(sections[0], this.bits);
     else for (const section of sections) this.#through(section);
   }
 
@@ -20,8 +20,8 @@ class Overlay {
     const places = section.indices.map((index) => positionOf(index, this.indices));
     const bits = new this.group.dtype.Bits(places.length);
     for (let i = 0; i < places.length; i++) bits[i] = this.bits[places[i]];
-    const moved = apply(section, bits);
-    for (let i = 0; i < places.length; i++) this.bits[places[i]] = moved[i];
+    const now = moved(section, bits);
+    for (let i = 0; i < places.length; i++) this.bits[places[i]] = now[i];
   }
 
   /** Moves the digest by what the elements were and by what they become. */
@@ -93,7 +93,6 @@ export class State {
       const sections = update.sections.filter((section) => section.group === array.group);
       if (sections.length === 0) continue;
       const overlay = new Overlay(array, sections);
-      checkElements(array.group.dtype, overlay.bits);
       overlay.move(moved);
       overlays.push(overlay);
     }
@@ -119,7 +118,13 @@ export class State {
   }
 }
 
-/** The bits that a section makes of those that it finds. */
+/** The bits that a section makes of those that it finds, all of which may stand in a state. */
+function moved(section, bits) {
+  const now = apply(section, bits);
+  checkElements(section.group.dtype, now);
+  return now;
+}
+
 function apply(section, bits) {
   if (section.kind === "values") return section.values;
   if (section.kind === "steps") {

@@ -34,12 +34,12 @@ from evergrad.replica.cache import Cache
 from evergrad.replica.follow import Follower
 from evergrad.replica.lock import ReadWriteLock
 from evergrad.replica.undo import UndoRing
+from evergrad.replica.walk import Walk
 from evergrad.schema import Schema
 from evergrad.update import Change, Snapshot, State, Update
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
-_ANY = 1 << 62
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
 
 
@@ -252,7 +252,7 @@ class Replica:
         newest = self._newest_snapshot() if look else -1
         if self._from_cache:
             self._check_against_log(newest)
-        walk = _Walk(self.state.schema.nbytes)
+        walk = Walk(self.state.schema.nbytes)
         while True:
             if walk.costs_more_than_snapshot(self._version, newest):
                 walk.forget_snapshot()
@@ -300,7 +300,7 @@ class Replica:
             self._load_snapshot(after=-1)
         self._from_cache = False
 
-    def _step(self, walk: _Walk) -> bool:
+    def _step(self, walk: Walk) -> bool:
         for last in walk.spans(self._version, self._log.fold_base):
             try:
                 found = self._log.read_fold(self._version, last)
@@ -322,7 +322,7 @@ class Replica:
         self._apply(*found, change, walk)
         return True
 
-    def _apply(self, update: Update, size: int, change: Change, walk: _Walk) -> None:
+    def _apply(self, update: Update, size: int, change: Change, walk: Walk) -> None:
         walk.add(update.version - self._version, size)
         before, newest_us = self._version, self._newest_us
         with self._lock.exclusive():
@@ -462,45 +462,6 @@ class Replica:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class _Walk:
-    """One catching up: which folds to try, and when a snapshot is the shorter way."""
-
-    def __init__(self, model_bytes: int) -> None:
-        self._model_bytes = model_bytes
-        self._versions = self._bytes = 0
-        self._longest = _ANY
-        self._shortcut = True
-
-    def add(self, versions: int, size: int) -> None:
-        """`versions` more were caught up, by an object of `size` bytes."""
-        self._versions += versions
-        self._bytes += size
-
-    def missed(self, span: int) -> None:
-        """There is no fold of `span` versions: none so long is asked for again."""
-        self._longest = span - 1
-
-    def spans(self, version: int, base: int) -> list[int]:
-        """Where the folds from `version` may lead, the farthest first; none for one who is but a step behind."""
-        if self._versions < 2 and self._longest == _ANY:
-            return []
-        found, span = [], base
-        while version % span == 0 and span <= min(self._longest, max(version, base)):
-            found.append(version + span)
-            span *= base
-        return found[::-1]
-
-    def costs_more_than_snapshot(self, version: int, newest: int) -> bool:
-        """Whether the way to the snapshot of version `newest` looks longer than that snapshot, by the bytes so far."""
-        if not self._versions or not self._shortcut:
-            return False
-        return (newest - version) * self._bytes / self._versions > self._model_bytes
-
-    def forget_snapshot(self) -> None:
-        """The snapshot was tried: from here on only updates."""
-        self._shortcut = False
 
 
 def _rewound(file: IO[bytes]) -> Iterator[bytes]:

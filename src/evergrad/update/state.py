@@ -85,8 +85,6 @@ class State:
         for group_index, found in sorted(by_group.items()):
             group, array = self.schema.groups[group_index], self.arrays[group_index]
             positions, old, new = _overlay(group, array, found)
-            if not valid(new, group.dtype):
-                raise CorruptRecord("update", f"it leads to a {group.dtype} that is NaN, infinite or no boolean")
             total += shift_of(group, positions, old, new)
             parts.append(GroupChange(group_index, positions, old, new))
         return Change(tuple(parts), self.digest, total & MASK)
@@ -136,14 +134,21 @@ def _overlay(group: Group, array: Array, sections: list[Section]) -> tuple[Indic
     if len(sections) == 1:
         positions = sections[0].indices - group.start
         old = array[positions]
-        return positions, old, sections[0].moved(old)
+        return positions, old, _moved(sections[0], old)
     positions = union([section.indices for section in sections]) - group.start
     old = array[positions]
     new = old.copy()
     for section in sections:
         at = np.searchsorted(positions, section.indices - group.start)
-        new[at] = section.moved(new[at])
+        new[at] = _moved(section, new[at])
     return positions, old, new
+
+
+def _moved(section: Section, old: Array) -> Array:
+    new = section.moved(old)
+    if not valid(new, section.dtype):
+        raise CorruptRecord("update", f"it leads to a {section.dtype} that is NaN, infinite or no boolean")
+    return new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
