@@ -1,0 +1,138 @@
+"""How many bytes an update takes, on real traces, against the information-theoretic bound and other ways to send it.
+
+    python -m benchmarks.wire [--data DIR] [--steps 300] [--json]
+
+For each model and density, the medians over the updates of a trace (see `benchmarks.traces`) after the first 20:
+
+- `bits_per_index`: the index stream alone; `bound_ratio`: that against log2 C(n, k), what k of n positions hold when
+  all sets are as likely;
+- `bits_per_element`, `bytes`: the whole update without statistics, header included; `reduction`: a full push of the
+  model (float32) against that; `reduction_with_buffers`: against the whole update, statistics and counters included;
+- `raw_bytes`: 4-byte index and 4-byte value an element; `zstd_bytes`: the dense float32 difference of the parameters,
+  compressed at level 3 (every tenth update); `full_bytes`: all tensors.
+
+`codec`: million elements a second that plain numpy codes and decodes, of steps at uniform positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from benchmarks.machine import machine
+from benchmarks.traces import TASKS, add_arguments, traces
+from evergrad.codec import decode, encode
+from evergrad.codec.streams import write_indices
+from evergrad.log import UpdateLog, open_log
+from evergrad.schema import Schema
+from evergrad.update import State, Steps, Update, short_fingerprint
+
+SKIPPED = 20
+ZSTD_EVERY = 10
+
+
+def bound_bits(elements: int, k: int) -> float:
+    """log2 of the number of ways to choose k of so many elements."""
+    return (math.lgamma(elements + 1) - math.lgamma(k + 1) - math.lgamma(elements - k + 1)) / math.log(2)
+
+
+def measure(log: UpdateLog, model: str, density: float) -> dict[str, Any]:
+    """One row of the results."""
+    state, rows = log.read_snapshot(0).state, []
+    for version in log.updates():
+        found = log.read(version)
+        if found is None:
+            raise RuntimeError(f"version {version} is not in the trace")
+        update, size = found
+        before = state.arrays[0].copy() if version % ZSTD_EVERY == 0 else None
+        state.commit(state.check(update, version - 1))
+        if version > SKIPPED:
+            rows.append(_row(update, size, state, before))
+    median = {key: statistics.median(row[key] for row in rows if key in row) for key in rows[-1] | rows[-2]}
+    full = log.schema.nbytes
+    return {
+        "model": model,
+        "density": density,
+        **median,
+        "bytes_with_buffers": median["bytes_with_buffers"],
+        "full_bytes": full,
+        "reduction": full / median["bytes"],
+        "reduction_with_buffers": full / median["bytes_with_buffers"],
+        "updates": len(rows),
+    }
+
+
+def _row(update: Update, size: int, state: State, before: np.ndarray[Any, Any] | None) -> dict[str, float]:
+    steps = [section for section in update.sections if isinstance(section, Steps)]
+    indices = np.concatenate([section.indices for section in steps])
+    k, elements = len(indices), state.schema.groups[0].size
+    stream = 8 * len(write_indices(indices)[1])
+    alone = len(encode(replace(update, sections=tuple(steps))))
+    row = {
+        "k": k,
+        "bits_per_index": stream / k,
+        "bound_ratio": stream / bound_bits(elements, k),
+        "bits_per_element": 8 * alone / k,
+        "bytes": alone,
+        "bytes_with_buffers": size,
+        "statistics": update.elements - k,
+        "raw_bytes": 8 * k,
+    }
+    if before is not None:
+        moved = state.arrays[0] - before
+        row["zstd_bytes"] = len(zstandard.ZstdCompressor(level=3).compress(moved.tobytes()))
+    return row
+
+
+def throughput(k: int, repeats: int = 7) -> dict[str, float]:
+    """Million elements a second, coded and decoded, medians."""
+    rng = np.random.default_rng(0)
+    schema = Schema([("w", "F32", (100 * k,))])
+    indices = np.unique(rng.integers(0, 100 * k, k))
+    steps = Steps(indices, rng.random(len(indices)) < 0.5, 0.1)
+    update = Update(
+        base_version=0, version=1, run=1, schema=short_fingerprint(schema), digest_before=0, digest_after=0,
+        newest_us=0, sections=(steps,),
+    )  # fmt: skip
+    coded, decoded = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        data = encode(update)
+        middle = time.perf_counter()
+        decode(data, schema)
+        coded.append(len(indices) / (middle - start) / 1e6)
+        decoded.append(len(indices) / (time.perf_counter() - middle) / 1e6)
+    return {
+        "elements": len(indices),
+        "encode_m_per_s": statistics.median(coded),
+        "decode_m_per_s": statistics.median(decoded),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--models", nargs="+", choices=sorted(TASKS), default=sorted(TASKS))
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    arguments = parser.parse_args()
+    rows = []
+    for model in arguments.models:
+        for density, path in traces(model, arguments.data, Path(arguments.out), arguments.steps).items():
+            rows.append(measure(open_log(f"file:{path}"), model, density))
+            if not arguments.json:
+                print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    codec = [throughput(k) for k in (100_000, 1_000_000)]
+    print(json.dumps({"results": rows, "codec": codec, "machine": machine()}))
+
+
+if __name__ == "__main__":
+    main()
