@@ -29,17 +29,17 @@ from evergrad.errors import (
     UnsupportedFormat,
     VersionNotHeld,
 )
-from evergrad.log import UpdateLog, open_log
+from evergrad.log import UpdateLog, Watch, open_log
 from evergrad.replica.cache import Cache
 from evergrad.replica.follow import Follower
 from evergrad.replica.lock import ReadWriteLock
 from evergrad.replica.undo import UndoRing
+from evergrad.replica.walk import Walk
 from evergrad.schema import Schema
 from evergrad.update import Change, Snapshot, State, Update
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
-_ANY = 1 << 62
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
 
 
@@ -115,7 +115,7 @@ class Replica:
     ) -> None:
         self._source, self._clock = log, clock
         self._log = log if isinstance(log, UpdateLog) else open_log(log)
-        self._lock = ReadWriteLock()  # written under by `_moving` only
+        self._lock = ReadWriteLock()  # written under inside `_syncing` only
         self._syncing = RLock()
         self._state: State | None = None
         self._version = -1
@@ -183,7 +183,7 @@ class Replica:
     def pin(self) -> Iterator[int]:
         """Holds one version still: no update is written in until the block ends. Gives that version.
 
-        Any number of threads may pin at once, and inside another pin.
+        Any number of threads may pin at once, and inside another pin. Inside, `sync` and `rollback` raise RuntimeError.
 
         Raises:
             NotSynced: no version yet.
@@ -233,6 +233,7 @@ class Replica:
         return self._sync(look=True)
 
     def _sync(self, look: bool) -> int:
+        self._lock.require_outside()
         with self._syncing:
             if self._held:
                 return self._version
@@ -249,10 +250,10 @@ class Replica:
     def _catch_up(self, look: bool) -> None:
         if self._state is None:
             self._load_snapshot(after=-1)
-        newest = self._newest_snapshot() if look else -1
+        newest = self._newest_snapshot() if look or self._from_cache else -1
         if self._from_cache:
             self._check_against_log(newest)
-        walk = _Walk(self.state.schema.nbytes)
+        walk = Walk(self.state.schema.nbytes)
         while True:
             if walk.costs_more_than_snapshot(self._version, newest):
                 walk.forget_snapshot()
@@ -289,18 +290,22 @@ class Replica:
         fresh.schema.require(self.schema)
         self._log = fresh
         self._load_snapshot(after=-1)
+        self._from_cache = False
         return True
 
     def _check_against_log(self, newest: int) -> None:
         # A log may have been taken back to an older copy of itself while this replica was away.
-        found = self._log.read(self._version)
-        behind = found is None and newest < self._version
-        if behind or (found is not None and found[0].digest_after != self.digest):
+        try:
+            found = self._log.read(self._version)
+            elsewhere = newest < self._version if found is None else found[0].digest_after != self.digest
+        except _UNREADABLE:
+            elsewhere = False  # it tells nothing; the update after it tells the digest that it starts from
+        if elsewhere:
             logger.warning("%s does not lead to the cached version %d", self._log.url, self._version)
             self._load_snapshot(after=-1)
         self._from_cache = False
 
-    def _step(self, walk: _Walk) -> bool:
+    def _step(self, walk: Walk) -> bool:
         for last in walk.spans(self._version, self._log.fold_base):
             try:
                 found = self._log.read_fold(self._version, last)
@@ -309,7 +314,7 @@ class Replica:
                     return True
             except _UNREADABLE as error:
                 logger.warning("%s; its updates are tried one by one", error)
-            walk.missed(last - self._version)
+        walk.missed(self._version)
         try:
             found = self._log.read(self._version + 1)
             if found is None:
@@ -322,7 +327,7 @@ class Replica:
         self._apply(*found, change, walk)
         return True
 
-    def _apply(self, update: Update, size: int, change: Change, walk: _Walk) -> None:
+    def _apply(self, update: Update, size: int, change: Change, walk: Walk) -> None:
         walk.add(update.version - self._version, size)
         before, newest_us = self._version, self._newest_us
         with self._lock.exclusive():
@@ -357,10 +362,11 @@ class Replica:
                 continue
             self._log_id = self._log.id
             return
+        if self._state is None:
+            self._log.reread()
         raise cause or NotSynced(self._log.url)
 
     def _adopt(self, version: int) -> None:
-        chunks = self._log.snapshot_chunks(version)
         if self._state is None:
             snapshot = self._log.read_snapshot(version)
             with self._lock.exclusive():
@@ -371,7 +377,7 @@ class Replica:
         # Checked on disk before the first element changes, then copied into the same memory, so that every view and
         # every attached module follows, and no second model stands in memory.
         with tempfile.TemporaryFile() as file:
-            for chunk in chunks:
+            for chunk in self._log.snapshot_chunks(version):
                 file.write(chunk)
             info = self._log.snapshot_reader(_rewound(file), version).check()
             with self._lock.exclusive():
@@ -390,6 +396,7 @@ class Replica:
             VersionNotHeld: the undo ring does not reach back to it. Nothing was changed.
             NotSynced: no version yet.
         """
+        self._lock.require_outside()
         with self._syncing:
             if to != self.version and to not in self._undo.versions:
                 raise VersionNotHeld(to, [*self._undo.versions, self._version])
@@ -444,9 +451,12 @@ class Replica:
         """
         if self._follower is None:
             self._follower = Follower(
-                self._sync, lambda: self._version, lambda: self._log.watch(), poll_s=poll_s, max_poll_s=max_poll_s
+                self._sync, lambda: self._version, self._watch, poll_s=poll_s, max_poll_s=max_poll_s
             )
         return self
+
+    def _watch(self) -> Watch | None:
+        return self._log.watch()
 
     def close(self) -> None:
         """Ends `follow`, and keeps the state in the cache; the last version stays readable."""
@@ -462,45 +472,6 @@ class Replica:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class _Walk:
-    """One catching up: which folds to try, and when a snapshot is the shorter way."""
-
-    def __init__(self, model_bytes: int) -> None:
-        self._model_bytes = model_bytes
-        self._versions = self._bytes = 0
-        self._longest = _ANY
-        self._shortcut = True
-
-    def add(self, versions: int, size: int) -> None:
-        """`versions` more were caught up, by an object of `size` bytes."""
-        self._versions += versions
-        self._bytes += size
-
-    def missed(self, span: int) -> None:
-        """There is no fold of `span` versions: none so long is asked for again."""
-        self._longest = span - 1
-
-    def spans(self, version: int, base: int) -> list[int]:
-        """Where the folds from `version` may lead, the farthest first; none for one who is but a step behind."""
-        if self._versions < 2 and self._longest == _ANY:
-            return []
-        found, span = [], base
-        while version % span == 0 and span <= min(self._longest, max(version, base)):
-            found.append(version + span)
-            span *= base
-        return found[::-1]
-
-    def costs_more_than_snapshot(self, version: int, newest: int) -> bool:
-        """Whether the way to the snapshot of version `newest` looks longer than that snapshot, by the bytes so far."""
-        if not self._versions or not self._shortcut:
-            return False
-        return (newest - version) * self._bytes / self._versions > self._model_bytes
-
-    def forget_snapshot(self) -> None:
-        """The snapshot was tried: from here on only updates."""
-        self._shortcut = False
 
 
 def _rewound(file: IO[bytes]) -> Iterator[bytes]:
