@@ -11,7 +11,7 @@ from torch import nn
 
 import evergrad
 from evergrad.pytorch.publisher import Forward, Publisher
-from evergrad.update import Steps, Values
+from evergrad.update import Differences, Steps
 from tests.pytorch.models import (
     FORWARDS,
     MODELS,
@@ -87,11 +87,11 @@ def test_the_readme_loop_in_a_folder_of_the_working_directory(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("forward", FORWARDS)
-@pytest.mark.parametrize(("density", "steps", "kinds"), [(0.05, 4, [Steps] * 4), (1.0, 60, [Values])])
+@pytest.mark.parametrize(("density", "steps", "kinds"), [(0.05, 4, [Steps] * 4), (1.0, 60, [Differences])])
 def test_several_steps_between_two_versions(
     density: float, steps: int, kinds: list[type], forward: Forward, url: str
 ) -> None:
-    """A bundle of steps where few moved; one section of absolute values where most moved again and again."""
+    """A bundle of steps where few moved; one section of differences where most moved again and again."""
     model = linear(64)
     optimizer = OPTIMIZERS["adam_amsgrad"](trainable(model))
     publisher, replica = Publisher(model, optimizer, url, density=density, forward=forward), evergrad.Replica(url)
