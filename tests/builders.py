@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from obstore.store import MemoryStore
 
+from evergrad.errors import ReadOnlyLog
 from evergrad.history import History
 from evergrad.log import ObjectStore, UpdateLog, Watch
 from evergrad.log.store import ObstoreStore
 from evergrad.schema import STORAGE, Schema
+from evergrad.testing import FaultyStore
 from evergrad.update import Section, Snapshot, State, Steps, Update, Values, short_fingerprint
 
 RUN = 0x0123456789ABCDEF
@@ -27,6 +29,11 @@ TENSORS = [("w", "F32", (3, 4)), ("b", "F32", (4,)), ("count", "I64", ()), ("h",
 def small_schema() -> Schema:
     """F32 at 0..15, I64 at 16, BF16 at 17..20, BOOL at 21..23; `w_tied` is an alias of `w`."""
     return Schema(TENSORS, {"w_tied": "w"})
+
+
+def wide_schema() -> Schema:
+    """The same tensors with a `w` so large that folds are worth while, and a snapshot costs more than many updates."""
+    return Schema([("w", "F32", (8000,)), *TENSORS[1:]], {"w_tied": "w"})
 
 
 def new_state(schema: Schema, seed: int = 0) -> State:
@@ -82,13 +89,15 @@ class Writer:
     seed: int = 0
     run: int = RUN
     version: int = 0
+    schema: Schema = field(default_factory=small_schema)
+    fold_base: int = 16
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = new_state(small_schema(), self.seed)
+        self.state = new_state(self.schema, self.seed)
 
     def begin(self) -> Writer:
-        self.log.begin(self.snapshot())
+        self.log.begin(self.snapshot(), fold_base=self.fold_base)
         return self
 
     def snapshot(self) -> Snapshot:
@@ -97,7 +106,9 @@ class Writer:
     def next_update(self) -> Update:
         at = sorted({self.version % 16, (self.version * 7 + 3) % 16})
         newest_us = NEWEST_US + self.version * 1_000_000
-        return update_of(self.state, self.version, steps(at), values([16], [self.version], "I64"), newest_us=newest_us)
+        count = self.schema.by_name["count"].offset
+        told = steps(at), values([count], [self.version], "I64")
+        return update_of(self.state, self.version, *told, newest_us=newest_us)
 
     def append(self, count: int = 1) -> Writer:
         for _ in range(count):
@@ -105,6 +116,7 @@ class Writer:
             self.log.append(update)
             self.state.commit(self.state.check(update, self.version))
             self.version = update.version
+            self.log.write_folds(self.version, self.state)
         return self
 
 
@@ -144,6 +156,28 @@ def examples(first: int, count: int) -> dict[str, npt.NDArray[Any]]:
     """Rows for `small_history` that tell which they are."""
     rows = np.arange(first, first + count)
     return {"x": np.stack([rows, rows * -2], axis=1).astype("f4"), "y": rows}
+
+
+def fold_name(first: int, last: int) -> str:
+    return f"folds/{first:012d}-{last:012d}.eg"
+
+
+@dataclass
+class Unlisted(FaultyStore):
+    """A store that cannot list, like a web server, and writes down what was asked for."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def read(self, name: str) -> bytes | None:
+        self.asked.append(name)
+        return super().read(name)
+
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        self.asked.append(name)
+        return super().stream(name)
+
+    def names(self, prefix: str) -> list[str]:
+        raise ReadOnlyLog("unlisted:")
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
@@ -12,13 +11,11 @@ from evergrad.errors import (
     BaseMismatch,
     CorruptRecord,
     LogNotFound,
-    LogUnavailable,
-    NotSynced,
     SchemaMismatch,
     UnsupportedFormat,
     WriterConflict,
 )
-from evergrad.log import ObjectStore, UpdateLog, Watch, open_log
+from evergrad.log import ObjectStore, UpdateLog, open_log
 from evergrad.replica import Replica
 from evergrad.schema import Schema
 from evergrad.testing import FaultyStore
@@ -34,33 +31,9 @@ from tests.builders import (
     update_name,
 )
 
-SCHEMA_NAME = f"schema/{small_schema().fingerprint}.json"
-WRITES = [
-    SCHEMA_NAME,
-    "evergrad.json",
-    snapshot_name(0),
-    update_name(1),
-    update_name(2),
-    snapshot_name(2),
-    update_name(3),
-    update_name(4),
-    snapshot_name(4),
-]
-
 
 def log_on(store: ObjectStore) -> UpdateLog:
     return UpdateLog(store, "memory:test")
-
-
-def write_all(log: UpdateLog, writer: Writer | None = None) -> Writer:
-    """A run of four versions and a snapshot at every second, from wherever `writer` stands."""
-    if writer is None:
-        writer = Writer(log).begin()
-    while writer.version < 4:
-        writer.append()
-        if writer.version % 2 == 0:
-            log.write_snapshot(writer.snapshot())
-    return writer
 
 
 def restarted(log: UpdateLog) -> Writer:
@@ -73,96 +46,7 @@ def restarted(log: UpdateLog) -> Writer:
     return writer
 
 
-def contents(store: ObjectStore) -> dict[str, bytes | None]:
-    names = [name for folder in ("schema", "snapshots", "updates") for name in store.names(folder)]
-    return {name: store.read(name) for name in [*names, "evergrad.json"]}
-
-
-@dataclass
-class OrderOf:
-    """A store that writes down in which order names are created."""
-
-    inner: ObjectStore = field(default_factory=fresh_store)
-    order: list[str] = field(default_factory=list)
-
-    def create(self, name: str, data: bytes) -> bool:
-        self.order.append(name)
-        return self.inner.create(name, data)
-
-    def read(self, name: str) -> bytes | None:
-        return self.inner.read(name)
-
-    def stream(self, name: str) -> Iterator[bytes] | None:
-        return self.inner.stream(name)
-
-    def replace(self, name: str, data: bytes) -> None:
-        self.order.append(name)
-        self.inner.replace(name, data)
-
-    def delete(self, name: str) -> None:
-        self.inner.delete(name)
-
-    def names(self, prefix: str) -> list[str]:
-        return self.inner.names(prefix)
-
-    def watch(self, folder: str) -> Watch | None:
-        return self.inner.watch(folder)
-
-
-def test_the_points_below_are_all_writes_in_their_order() -> None:
-    store = OrderOf()
-    write_all(log_on(store))
-    assert store.order == WRITES
-
-
-@pytest.mark.parametrize("point", WRITES)
-def test_crash_before_any_write_leaves_whole_versions_and_a_restart_completes_the_log(point: str) -> None:
-    store = fresh_store()
-    dying = Writer(log_on(FaultyStore(store, fail_create={point})))
-    with pytest.raises(LogUnavailable, match="no space for"):
-        write_all(dying.log, dying.begin())
-
-    expected = {SCHEMA_NAME: LogNotFound, "evergrad.json": LogNotFound, snapshot_name(0): NotSynced}
-    reader = Replica(log_on(store))
-    if point in expected:
-        with pytest.raises(expected[point]):
-            reader.sync()
-    else:
-        assert reader.sync() == dying.version
-        assert equal_states(reader.state, dying.state)
-
-    log = log_on(store)
-    writer = write_all(log, restarted(log))
-    late = Replica(log_on(store))
-    assert reader.sync() == late.sync() == 4
-    assert equal_states(reader.state, writer.state)
-    assert equal_states(late.state, writer.state)
-
-
-@pytest.mark.parametrize("point", WRITES)
-def test_write_that_is_stored_and_reported_as_failed_is_retried_to_the_same_bytes(point: str) -> None:
-    calm, store = fresh_store(), fresh_store()
-    write_all(log_on(calm))
-    faulty = FaultyStore(store, fail_after_create={point})
-    writer = Writer(log_on(faulty))
-    again(writer.begin)
-    while writer.version < 4:
-        again(writer.append)
-        if writer.version % 2 == 0:
-            again(lambda: writer.log.write_snapshot(writer.snapshot()))
-    assert not faulty.fail_after_create, "the fault happened"
-    assert contents(store) == contents(calm)
-
-
-def again(write: Callable[[], object]) -> None:
-    """Writes, and once more the same where the store says that it failed."""
-    try:
-        write()
-    except LogUnavailable:
-        write()
-
-
-@pytest.mark.parametrize("cut", [0, 1, 71, 72, 100, -1])
+@pytest.mark.parametrize("cut", [0, 1, 63, 64, 70, -1])
 @pytest.mark.parametrize("snapshot", [False, True], ids=["no snapshot", "later snapshot"])
 def test_truncated_update_keeps_the_last_good_version_until_a_snapshot_heals_it(cut: int, snapshot: bool) -> None:
     store = fresh_store()
@@ -214,7 +98,7 @@ def test_newer_update_format_is_told_and_a_snapshot_of_this_format_heals_it() ->
     writer = Writer(log_on(store)).begin().append(2)
     data = store.read(update_name(2))
     assert data is not None
-    reader = Replica(log_on(FaultyStore(store, instead={update_name(2): data[:4] + b"\x02" + data[5:]})))
+    reader = Replica(log_on(FaultyStore(store, instead={update_name(2): data[:2] + b"\x02" + data[3:]})))
     with pytest.raises(UnsupportedFormat) as caught:
         reader.sync()
     assert (caught.value.name, caught.value.found, reader.version) == (update_name(2), 2, 1)

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from evergrad.codec import decode, decode_snapshot, encode, encode_snapshot
-from evergrad.log import UpdateLog
-from evergrad.replica import Replica
 from evergrad.schema import Schema
 from evergrad.update import Snapshot, State, digest, mix
-from tests.builders import copy_of, equal_states, fresh_store, steps, update_of, values
+from tests.builders import copy_of, equal_states, steps, update_of, values
 
 SCHEMA = Schema([("w", "F32", (2, 3)), ("n", "I64", ()), ("h", "BF16", (2,)), ("b", "F32", (1,))], {"tied": "w"})
 SCHEMA_JSON = (
@@ -104,30 +102,3 @@ def test_snapshot_is_written_and_read_as_these_bytes() -> None:
     found = decode_snapshot(bytes.fromhex(SNAPSHOT_HEX), SCHEMA)
     assert (found.version, found.run, found.newest_us) == (41, 0x0123456789ABCDEF, 1_700_000_000_000_001)
     assert equal_states(found.state, STATE)
-
-
-def test_log_of_these_bytes_is_followed() -> None:
-    store = fresh_store()
-    store.create("evergrad.json", b'{"format":1,"schema":"%s","model":"package.module:build"}' % FINGERPRINT.encode())
-    store.create(f"schema/{FINGERPRINT}.json", SCHEMA_JSON)
-    store.create("snapshots/000000000041.safetensors", bytes.fromhex(SNAPSHOT_HEX))
-    store.create("updates/000000000042.eg", bytes.fromhex(UPDATE_HEX))
-    replica = Replica(UpdateLog(store, "memory:test"))
-    assert (replica.sync(), replica.digest, replica.log.model) == (42, DIGEST_AFTER, "package.module:build")
-
-
-def test_log_is_written_as_these_objects() -> None:
-    store = fresh_store()
-    log = UpdateLog(store, "memory:test")
-    log.begin(SNAPSHOT, "package.module:build")
-    log.append(UPDATE)
-    assert {
-        name: store.read(name) for folder in ("schema", "snapshots", "updates") for name in store.names(folder)
-    } == {
-        f"schema/{FINGERPRINT}.json": SCHEMA_JSON,
-        "snapshots/000000000041.safetensors": bytes.fromhex(SNAPSHOT_HEX),
-        "updates/000000000042.eg": bytes.fromhex(UPDATE_HEX),
-    }
-    assert store.read("evergrad.json") == (
-        b'{"format":1,"schema":"%s","model":"package.module:build"}' % FINGERPRINT.encode()
-    )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from evergrad.errors import CorruptRecord, LogError, UnsupportedFormat
 from evergrad.log import UpdateLog
-from tests.builders import fresh_store, small_schema
+from evergrad.replica import Replica
+from tests.builders import Writer, equal_states, fresh_log, fresh_store, small_schema
 
 FINGERPRINT = small_schema().fingerprint
 
@@ -23,14 +24,17 @@ def log_with_root(data: bytes) -> UpdateLog:
 
 
 def root(**fields: object) -> bytes:
-    return json.dumps({"format": 1, "schema": FINGERPRINT, **fields}).encode()
+    known = {"format": 1, "log": "0123456789abcdef", "schema": FINGERPRINT, "fold_base": 16}
+    return json.dumps(known | fields).encode()
 
 
 REJECTED = {
     "empty": b"",
     "no json": b"{",
     "a list": b"[]",
-    "format missing": json.dumps({"schema": FINGERPRINT}).encode(),
+    "format missing": root().replace(b'"format": 1, ', b""),
+    "log missing": root().replace(b'"log": "0123456789abcdef", ', b""),
+    "fold base missing": root().replace(b', "fold_base": 16', b""),
     "format zero": root(format=0),
     "format below zero": root(format=-1),
     "format is text": root(format="1"),
@@ -43,6 +47,15 @@ REJECTED = {
     "schema with zero byte": root(schema="\0"),
     "schema in capitals": root(schema=FINGERPRINT.upper()),
     "schema and a newline": root(schema=FINGERPRINT + "\n"),
+    "log in capitals": root(log="0123456789ABCDEF"),
+    "log too short": root(log="0123456789abcde"),
+    "log and a newline": root(log="0123456789abcdef\n"),
+    "log is a number": root(log=1),
+    "fold base one": root(fold_base=1),
+    "fold base below zero": root(fold_base=-16),
+    "fold base too large": root(fold_base=(1 << 20) + 1),
+    "fold base with a fraction": root(fold_base=16.5),
+    "fold base is text": root(fold_base="16"),
     "schema too short": root(schema=FINGERPRINT[:-1]),
 }
 
@@ -82,3 +95,44 @@ def test_arbitrary_root_is_read_or_refused(data: bytes) -> None:
     except LogError:
         return
     assert found == small_schema()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"log":"0123456789abcdef"}',
+        b'{"snapshot":0}',
+        b'{"log":"0123456789abcdef","snapshot":"0"}',
+        b'{"log":"0123456789abcdef","snapshot":0.5}',
+        b'{"log":"0123456789abcdef","snapshot":0,"more":1}',
+        b'{"log":"\xff","snapshot":0}',
+        b'{"log":"another log here","snapshot":0}',
+        b'{"a":' + b"[" * 100_000,
+        b'{"log":"0123456789abcdef","snapshot":-1}',
+    ],
+)
+def test_latest_that_is_unreadable_costs_readers_nothing_where_they_can_list(data: bytes) -> None:
+    writer = Writer(fresh_log()).begin().append(2)
+    writer.log.store.replace("latest.json", data)
+    reader = Replica(UpdateLog(writer.log.store, "memory:test"))
+    assert reader.sync() == 2
+    assert equal_states(reader.state, writer.state)
+    writer.append()
+    assert reader.sync() == 3
+
+
+@pytest.mark.parametrize("snapshot", [99, 10**40])
+def test_latest_that_names_a_snapshot_which_is_not_there_is_told_and_stops_nobody(snapshot: int) -> None:
+    writer = Writer(fresh_log()).begin().append(2)
+    writer.log.store.replace("latest.json", b'{"log":"0123456789abcdef","snapshot":%d}' % snapshot)
+    reader = Replica(UpdateLog(writer.log.store, "memory:test"))
+    for version in (2, 3):
+        with pytest.raises(CorruptRecord, match="it is missing") as caught:
+            reader.sync()
+        assert caught.value.name == f"snapshots/{snapshot:012d}.safetensors"
+        assert reader.version == version
+        assert equal_states(reader.state, writer.state)
+        writer.append()

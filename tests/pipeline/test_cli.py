@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -116,10 +117,20 @@ def test_show_of_a_missing_log_says_so(tmp_path: Path) -> None:
     assert "LogNotFound: no update log at nowhere" in done.stderr
 
 
+def truncate_the_last_update(log: Path) -> None:
+    """And no snapshot but the first, as a larger model would have by then, so that nothing heals it."""
+    path = log / "updates" / "000000000020.eg"
+    path.write_bytes(path.read_bytes()[:-5])
+    for snapshot in (log / "snapshots").iterdir():
+        if snapshot.stem != "0" * 12:
+            snapshot.unlink()
+    latest = json.loads((log / "latest.json").read_bytes())
+    (log / "latest.json").write_text(json.dumps({**latest, "snapshot": 0}))
+
+
 def test_show_of_a_truncated_log_names_the_record_and_keeps_the_rest(place: Path) -> None:
     assert evergrad_command(place, "run", "config.toml").returncode == 0
-    path = place / "updates" / "updates" / "000000000020.eg"
-    path.write_bytes(path.read_bytes()[:-5])
+    truncate_the_last_update(place / "updates")
     done = evergrad_command(place, "log", "show", "updates")
     assert done.returncode == 1
     assert "CorruptRecord: updates/000000000020.eg" in done.stderr
@@ -135,8 +146,7 @@ def test_serve_starts_with_the_last_good_version_of_a_truncated_log_and_heals(
 ) -> None:
     monkeypatch.chdir(place)
     assert evergrad_command(place, "run", "config.toml").returncode == 0
-    path = place / "updates" / "updates" / "000000000020.eg"
-    path.write_bytes(path.read_bytes()[:-5])
+    truncate_the_last_update(place / "updates")
     with ServerProcess("file:updates") as server:
         x, _ = make_examples(4)
         assert server.predict(x).shape == (4, 4)

@@ -69,11 +69,13 @@ def test_the_second_run_on_a_log_continues_it_while_a_replica_follows(tmp_path: 
     model = seeded_model()
     first = run(tmp_path, model=model)
     replica = evergrad.Replica(f"file:{tmp_path / 'updates'}")
-    replica.sync()
+    assert replica.sync() == first.version
+    weights, updates = replica.weights, replica.stats().updates
     second = run(tmp_path, model=model, stream=pairs(400, seed=3))
     assert second.version > first.version
     assert (replica.sync(), replica.digest) == (second.version, second.digest)
-    assert replica.stats().snapshots == 1
+    assert replica.stats().updates > updates
+    assert all(view is not None and (view == replica.weights[name]).all() for name, view in weights.items())
 
 
 def test_bad_predictions_hold_updates_and_the_next_good_one_carries_them(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_readme_loop_in_a_folder_of_the_working_directory(tmp_path: Path, mo
 def test_several_steps_between_two_versions(
     density: float, steps: int, kinds: list[type], forward: Forward, url: str
 ) -> None:
-    """A bundle of steps where few moved; one section of absolute values where most moved again and again."""
+    """A bundle of steps where few moved; one section of differences where most moved again and again."""
     model = linear(64)
     optimizer = OPTIMIZERS["adam_amsgrad"](trainable(model))
     publisher, replica = Publisher(model, optimizer, url, density=density, forward=forward), evergrad.Replica(url)

@@ -45,7 +45,7 @@ def test_settings_out_of_range(setting: str, value: Any, url: str) -> None:
         assert publisher.version == 0
 
 
-@pytest.mark.parametrize("bad", ["nowhere:updates", "ftp://bucket/log", "file:", ""])
+@pytest.mark.parametrize("bad", ["nowhere:updates", "s3a://bucket", "s3://", "file:", ""])
 def test_a_log_of_no_known_kind(bad: str) -> None:
     model = linear()
     with pytest.raises(ConfigError):

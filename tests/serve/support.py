@@ -38,7 +38,8 @@ class Training:
         self.url = f"file:{directory}"
         self.model = make_model()
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.publisher = Publisher(self.model, self._optimizer, self.url, density=0.5)
+        # The model is smaller than one update: by the bytes, each version would have its snapshot, which heals at once.
+        self.publisher = Publisher(self.model, self._optimizer, self.url, density=0.5, snapshot_every_bytes=1 << 30)
 
     def step(self) -> None:
         self._optimizer.zero_grad()

@@ -41,13 +41,14 @@ from evergrad.codec import (
     encode_snapshot,
     read_snapshot,
 )
-from evergrad.errors import CorruptRecord, LogNotFound, ReadOnlyLog, UnsupportedFormat, WriterConflict
+from evergrad.errors import ConfigError, CorruptRecord, LogNotFound, ReadOnlyLog, UnsupportedFormat, WriterConflict
 from evergrad.log.base import ObjectStore, Watch
 from evergrad.log.folds import FOLD_BASE, concatenate, smallest_fold
 from evergrad.schema import Schema
 from evergrad.update import Snapshot, State, Update
 
 FORMAT = 1
+_MAX_FOLD_BASE = 1 << 20
 
 
 class _Root(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -101,23 +102,29 @@ class UpdateLog:
     # -- beginning, and what the first objects say ------------------------------------------------------------------
 
     def begun(self) -> bool:
-        """Whether this log holds a version."""
-        return self._store is not None and (self.latest() is not None or bool(self._listed_snapshots()))
+        """Whether this log holds a version. Raises as `schema`, but for LogNotFound."""
+        if self._store is None:
+            return False
+        return self._own_latest() is not None or bool(self._listed_snapshots())
 
-    def begin(self, snapshot: Snapshot, model: str | None = None) -> int:
+    def begin(self, snapshot: Snapshot, model: str | None = None, *, fold_base: int = FOLD_BASE) -> int:
         """Begins the log with its first state; gives the bytes written.
 
         Args:
             snapshot: the first state; its run becomes the log's id.
             model: how a server may build the module, as an import path `package.module:callable`.
+            fold_base: folds span powers of it, 2 to 2^20.
 
         Raises:
+            ConfigError: a `fold_base` out of range.
             SchemaMismatch: an unfinished log of another model is here.
             WriterConflict: another publisher began it first.
         """
+        if not 2 <= fold_base <= _MAX_FOLD_BASE:
+            raise ConfigError("fold_base", f"must lie in 2 to {_MAX_FOLD_BASE}, not {fold_base}")
         schema, data = snapshot.state.schema, encode_snapshot(snapshot)
         self.store.create(f"schema/{schema.fingerprint}.json", schema.to_json())
-        root = _Root(FORMAT, f"{snapshot.run:016x}", schema.fingerprint, FOLD_BASE, model)
+        root = _Root(FORMAT, f"{snapshot.run:016x}", schema.fingerprint, fold_base, model)
         if not self.store.create("evergrad.json", msgspec.json.encode(root)):
             self.schema.require(schema)
         if not self._create_equal(_snapshot_name(snapshot.version), data):
@@ -161,6 +168,10 @@ class UpdateLog:
     def fold_base(self) -> int:
         """Folds of this log span powers of it."""
         return self._read_root().fold_base
+
+    def reread(self) -> None:
+        """Forgets what the first objects said, for this place may have been begun anew since."""
+        self._root = self._schema = None
 
     def _read_root(self) -> _Root:
         if self._root is None:
@@ -258,8 +269,8 @@ class UpdateLog:
         return len(data)
 
     def _point_at(self, version: int) -> None:
-        latest = self.latest()
-        if latest is None or latest.log != self.id or latest.snapshot < version:
+        latest = self._own_latest()
+        if latest is None or latest.snapshot < version:
             self.store.replace("latest.json", msgspec.json.encode(Latest(self.id, version)))
 
     def point_at_newest(self) -> None:
@@ -278,10 +289,17 @@ class UpdateLog:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
+    def _own_latest(self) -> Latest | None:
+        # One that an earlier log left behind says nothing about this one.
+        latest = self.latest()
+        with contextlib.suppress(LogNotFound):
+            return latest if latest is not None and latest.log == self.id else None
+        return None
+
     def begin_versions(self, after: int) -> Iterator[int]:
         """The snapshots later than `after` to begin from, newest first; a listing is made only when one did not do."""
-        latest = self.latest()
-        first = latest.snapshot if latest is not None and latest.log == self.id else -1
+        latest = self._own_latest()
+        first = latest.snapshot if latest is not None else -1
         if first > after:
             yield first
         yield from (version for version in reversed(self._listed_snapshots()) if version > after and version != first)
@@ -340,7 +358,7 @@ class UpdateLog:
         Raises:
             LogUnavailable: the store failed; what is deleted by then is not needed either.
         """
-        latest, updates = self.latest(), self.updates()
+        latest, updates = self._own_latest(), self.updates()
         if latest is None or not updates:
             return []
         floor = min(latest.snapshot, updates[-1] - keep_versions)
@@ -368,7 +386,7 @@ def _decode_root(data: bytes) -> _Root:
         raise CorruptRecord("evergrad.json", str(error)) from error
     if root.format != FORMAT or not re.fullmatch(r"[0-9a-f]{32}", root.schema):
         raise CorruptRecord("evergrad.json", f"format {root.format} and schema {root.schema!r}, as no writer writes")
-    if not re.fullmatch(r"[0-9a-f]{16}", root.log) or not 2 <= root.fold_base <= 1 << 20:
+    if not re.fullmatch(r"[0-9a-f]{16}", root.log) or not 2 <= root.fold_base <= _MAX_FOLD_BASE:
         raise CorruptRecord("evergrad.json", f"log {root.log!r} and fold base {root.fold_base}, as no writer writes")
     return root
 

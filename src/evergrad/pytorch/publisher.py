@@ -132,6 +132,7 @@ class Publisher:
         clock: Callable[[], float] = time.time,
     ) -> None:
         _check_settings(density, forward, buffer_tolerance, snapshot_every)
+        _check_bounds(snapshot_every_bytes, keep_versions)
         if not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
             raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
@@ -153,20 +154,24 @@ class Publisher:
         else:
             self._state, self._version = state_of(model), 0
             self._snapshot_bytes += self._log.begin(self._snapshot(), factory)
-        self._published_digest, self._snapshot_version = self._state.digest, self._version
+            self._snapshot_version = 0
+        self._published_digest = self._state.digest
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
         self._attach(density)
 
     def _continue_log(self, schema: Schema) -> None:
         self._log.schema.require(schema)
         replica = Replica(self._log)
-        head = max([*self._log.updates(), *self._log.snapshots()])
+        latest, snapshots = self._log.latest(), self._log.snapshots()
+        self._snapshot_version = max(snapshots, default=-1)
+        head = max([*self._log.updates(), self._snapshot_version, -1 if latest is None else latest.snapshot])
         self._log.point_at_newest()
         try:
             self._version = replica.sync()
             if self._version < head:
                 raise CorruptRecord(f"version {self._version + 1}", f"it is missing, and version {head} is there")
             self._state, self._newest_us = replica.state, replica.stats().newest_us
+            self._bytes_since_snapshot = replica.stats().update_bytes
         except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
             logger.warning("%s; the log is continued from this model with a new snapshot", error)
             self._newest_us = replica.stats().newest_us
@@ -177,6 +182,7 @@ class Publisher:
         self._state, self._version = state_of(self._model), version
         self._log.append(self._update(version, self._state.digest, ()))
         self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
+        self._snapshot_version = version
 
     def _attach(self, density: float) -> None:
         schema = self._state.schema
@@ -343,7 +349,10 @@ class Publisher:
         self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
         self._snapshot_version, self._bytes_since_snapshot = self._version, 0
         if self._keep_versions is not None:
-            self._log.prune(self._keep_versions)
+            try:
+                self._log.prune(self._keep_versions)
+            except LogUnavailable as error:  # what is left is deleted after the next snapshot
+                logger.warning("old versions were not all deleted: %s", error)
 
     @property
     def log(self) -> UpdateLog:
@@ -407,3 +416,10 @@ def _check_settings(density: float, forward: str, tolerance: float, snapshot_eve
         raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
     if snapshot_every < 1:
         raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
+
+
+def _check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None) -> None:
+    if snapshot_every_bytes is not None and snapshot_every_bytes < 1:
+        raise ConfigError("snapshot_every_bytes", f"must be 1 or more, not {snapshot_every_bytes}")
+    if keep_versions is not None and keep_versions < 0:
+        raise ConfigError("keep_versions", f"must be 0 or more, not {keep_versions}")

@@ -3,7 +3,8 @@
     schema.json         the table of tensors
     state.safetensors   the state at one version, as a snapshot with the log's id in its metadata
 
-Both are replaced whole (written beside, synced, renamed), so a crash leaves the older one. What is damaged, or belongs
+Both are replaced whole (written beside, synced, renamed), so a crash leaves the older one, and beside it what it had
+begun to write, which the next start removes. What is damaged, or belongs
 to another log, is ignored and later overwritten: the cache is never trusted more than its digest.
 """
 
@@ -21,6 +22,7 @@ from evergrad.schema import Schema
 from evergrad.update import Snapshot
 
 logger = logging.getLogger(__name__)
+_SCHEMA, _STATE = "schema.json", "state.safetensors"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -34,12 +36,15 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self._path = path
         path.mkdir(parents=True, exist_ok=True)
+        for name in (_SCHEMA, _STATE):
+            for stray in path.glob(f".{name}-*"):
+                stray.unlink(missing_ok=True)
 
     def load(self) -> tuple[str, Snapshot] | None:
         """The id of the log that the kept state is of, and that state; None where there is nothing of use."""
         try:
-            schema = Schema.from_json((self._path / "schema.json").read_bytes(), "schema.json")
-            name = str(self._path / "state.safetensors")
+            schema = Schema.from_json((self._path / _SCHEMA).read_bytes(), _SCHEMA)
+            name = str(self._path / _STATE)
             log = SnapshotReader(_file_chunks(Path(name)), schema, name).metadata.get("evergrad.log", "")
             return log, read_snapshot(_file_chunks(Path(name)), schema, name)
         except FileNotFoundError:
@@ -55,11 +60,11 @@ class Cache:
             OSError: the disk refused; what was kept before stays.
         """
         schema = snapshot.state.schema.to_json()
-        kept = self._path / "schema.json"
+        kept = self._path / _SCHEMA
         if not kept.exists() or kept.read_bytes() != schema:
-            (self._path / "state.safetensors").unlink(missing_ok=True)
+            (self._path / _STATE).unlink(missing_ok=True)
             write_file(kept, [schema])
-        write_file(self._path / "state.safetensors", snapshot_pieces(snapshot, log=log))
+        write_file(self._path / _STATE, snapshot_pieces(snapshot, log=log))
 
 
 def write_file(path: Path, pieces: Iterable[bytes]) -> None:

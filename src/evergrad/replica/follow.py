@@ -26,7 +26,7 @@ class Follower:
 
     Args:
         sync: brings the replica up to date; with True, it also looks for what a plain "there is no next update" would
-            hide. That costs more, and is asked for once a second.
+            hide. That costs more, and is asked for once a second, and again after each failure.
         version: what the replica holds.
         watch: makes a watch on the log, where there can be one.
         poll_s, max_poll_s: the shortest and the longest interval, in seconds.
@@ -63,7 +63,7 @@ class Follower:
         try:
             while not self._stopping.is_set():
                 self._watch = self._watch or self._watched()  # before the look, or what comes between is missed
-                look = time.monotonic() - looked_s >= _LOOK_S
+                look = bool(told) or time.monotonic() - looked_s >= _LOOK_S
                 looked_s = time.monotonic() if look else looked_s
                 before, failed = self._version(), ""
                 try:
@@ -85,7 +85,8 @@ class Follower:
     def _watched(self) -> Watch | None:
         try:
             return self._make_watch()
-        except EvergradError:
+        except Exception as error:  # a thread that ends leaves a stale model; without a watch it asks again and again
+            logger.debug("no watch: %s", error)
             return None
 
     def _wait(self, wait_s: float, *, watch: bool) -> None:

@@ -11,7 +11,7 @@ class ReadWriteLock:
     """Readers share it; a writer waits for those that read, and new readers wait for a writer that waits.
 
     A thread that reads may read again inside, and the thread that writes may read: neither waits for itself. A thread
-    that reads must not write.
+    that reads must not write: it is told so.
     """
 
     def __init__(self) -> None:
@@ -39,14 +39,23 @@ class ReadWriteLock:
                     self._readers -= 1
                     self._condition.notify_all()
 
+    def require_outside(self) -> None:
+        """Raises RuntimeError where this thread reads or writes: to write, it would wait for itself, for ever."""
+        if getattr(self._mine, "depth", 0) or self._writer == threading.get_ident():
+            raise RuntimeError("a thread cannot move the version that it holds still; end pin() or the callback first")
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Inside, nobody else reads or writes."""
+        """Inside, nobody else reads or writes. Raises as `require_outside`."""
+        self.require_outside()
         with self._condition:
             self._writers_waiting += 1
-            self._condition.wait_for(lambda: self._writer is None and not self._readers)
-            self._writers_waiting -= 1
-            self._writer = threading.get_ident()
+            try:
+                self._condition.wait_for(lambda: self._writer is None and not self._readers)
+                self._writer = threading.get_ident()
+            finally:  # also where Ctrl-C ends the wait, or new readers would wait for ever
+                self._writers_waiting -= 1
+                self._condition.notify_all()
         try:
             yield
         finally:

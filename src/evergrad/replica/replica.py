@@ -29,7 +29,7 @@ from evergrad.errors import (
     UnsupportedFormat,
     VersionNotHeld,
 )
-from evergrad.log import UpdateLog, open_log
+from evergrad.log import UpdateLog, Watch, open_log
 from evergrad.replica.cache import Cache
 from evergrad.replica.follow import Follower
 from evergrad.replica.lock import ReadWriteLock
@@ -115,7 +115,7 @@ class Replica:
     ) -> None:
         self._source, self._clock = log, clock
         self._log = log if isinstance(log, UpdateLog) else open_log(log)
-        self._lock = ReadWriteLock()  # written under by `_moving` only
+        self._lock = ReadWriteLock()  # written under inside `_syncing` only
         self._syncing = RLock()
         self._state: State | None = None
         self._version = -1
@@ -183,7 +183,7 @@ class Replica:
     def pin(self) -> Iterator[int]:
         """Holds one version still: no update is written in until the block ends. Gives that version.
 
-        Any number of threads may pin at once, and inside another pin.
+        Any number of threads may pin at once, and inside another pin. Inside, `sync` and `rollback` raise RuntimeError.
 
         Raises:
             NotSynced: no version yet.
@@ -233,6 +233,7 @@ class Replica:
         return self._sync(look=True)
 
     def _sync(self, look: bool) -> int:
+        self._lock.require_outside()
         with self._syncing:
             if self._held:
                 return self._version
@@ -249,7 +250,7 @@ class Replica:
     def _catch_up(self, look: bool) -> None:
         if self._state is None:
             self._load_snapshot(after=-1)
-        newest = self._newest_snapshot() if look else -1
+        newest = self._newest_snapshot() if look or self._from_cache else -1
         if self._from_cache:
             self._check_against_log(newest)
         walk = Walk(self.state.schema.nbytes)
@@ -289,13 +290,17 @@ class Replica:
         fresh.schema.require(self.schema)
         self._log = fresh
         self._load_snapshot(after=-1)
+        self._from_cache = False
         return True
 
     def _check_against_log(self, newest: int) -> None:
         # A log may have been taken back to an older copy of itself while this replica was away.
-        found = self._log.read(self._version)
-        behind = found is None and newest < self._version
-        if behind or (found is not None and found[0].digest_after != self.digest):
+        try:
+            found = self._log.read(self._version)
+            elsewhere = newest < self._version if found is None else found[0].digest_after != self.digest
+        except _UNREADABLE:
+            elsewhere = False  # it tells nothing; the update after it tells the digest that it starts from
+        if elsewhere:
             logger.warning("%s does not lead to the cached version %d", self._log.url, self._version)
             self._load_snapshot(after=-1)
         self._from_cache = False
@@ -309,7 +314,7 @@ class Replica:
                     return True
             except _UNREADABLE as error:
                 logger.warning("%s; its updates are tried one by one", error)
-            walk.missed(last - self._version)
+        walk.missed(self._version)
         try:
             found = self._log.read(self._version + 1)
             if found is None:
@@ -357,10 +362,11 @@ class Replica:
                 continue
             self._log_id = self._log.id
             return
+        if self._state is None:
+            self._log.reread()
         raise cause or NotSynced(self._log.url)
 
     def _adopt(self, version: int) -> None:
-        chunks = self._log.snapshot_chunks(version)
         if self._state is None:
             snapshot = self._log.read_snapshot(version)
             with self._lock.exclusive():
@@ -371,7 +377,7 @@ class Replica:
         # Checked on disk before the first element changes, then copied into the same memory, so that every view and
         # every attached module follows, and no second model stands in memory.
         with tempfile.TemporaryFile() as file:
-            for chunk in chunks:
+            for chunk in self._log.snapshot_chunks(version):
                 file.write(chunk)
             info = self._log.snapshot_reader(_rewound(file), version).check()
             with self._lock.exclusive():
@@ -390,6 +396,7 @@ class Replica:
             VersionNotHeld: the undo ring does not reach back to it. Nothing was changed.
             NotSynced: no version yet.
         """
+        self._lock.require_outside()
         with self._syncing:
             if to != self.version and to not in self._undo.versions:
                 raise VersionNotHeld(to, [*self._undo.versions, self._version])
@@ -444,9 +451,12 @@ class Replica:
         """
         if self._follower is None:
             self._follower = Follower(
-                self._sync, lambda: self._version, self._log.watch, poll_s=poll_s, max_poll_s=max_poll_s
+                self._sync, lambda: self._version, self._watch, poll_s=poll_s, max_poll_s=max_poll_s
             )
         return self
+
+    def _watch(self) -> Watch | None:
+        return self._log.watch()
 
     def close(self) -> None:
         """Ends `follow`, and keeps the state in the cache; the last version stays readable."""

@@ -1,17 +1,19 @@
-"""The way of a replica that catches up: through folds where there are some, or over a snapshot."""
+"""One catching up: which folds to try, and when a snapshot is the shorter way."""
 
 from __future__ import annotations
 
-_ANY = 1 << 62
-
 
 class Walk:
-    """One catching up: which folds to try, and when a snapshot is the shorter way."""
+    """Counts what was caught up so far, and decides by it what to ask for next.
+
+    Args:
+        model_bytes: what a snapshot costs.
+    """
 
     def __init__(self, model_bytes: int) -> None:
         self._model_bytes = model_bytes
         self._versions = self._bytes = 0
-        self._longest = _ANY
+        self._no_fold_from = -1
         self._shortcut = True
 
     def add(self, versions: int, size: int) -> None:
@@ -19,16 +21,16 @@ class Walk:
         self._versions += versions
         self._bytes += size
 
-    def missed(self, span: int) -> None:
-        """There is no fold of `span` versions: none so long is asked for again."""
-        self._longest = span - 1
+    def missed(self, version: int) -> None:
+        """No fold leads on from `version`; those from later versions are asked for all the same."""
+        self._no_fold_from = version
 
     def spans(self, version: int, base: int) -> list[int]:
         """Where the folds from `version` may lead, the farthest first; none for one who is but a step behind."""
-        if self._versions < 2 and self._longest == _ANY:
+        if self._versions < 2 or version == self._no_fold_from:
             return []
         found, span = [], base
-        while version % span == 0 and span <= min(self._longest, max(version, base)):
+        while version % span == 0 and span <= max(version, base):
             found.append(version + span)
             span *= base
         return found[::-1]

@@ -9,6 +9,7 @@ import pytest
 from evergrad.errors import CorruptRecord
 from evergrad.log import UpdateLog
 from tests.builders import (
+    RUN,
     Writer,
     equal_states,
     fresh_log,
@@ -29,8 +30,13 @@ def test_begin_and_append_tell_the_bytes_of_what_they_wrote() -> None:
     assert log.begun()
     assert log.append(writer.next_update()) == len(log.store.read(update_name(1)) or b"")
     assert json.loads(log.store.read("evergrad.json") or b"") == {
-        "format": 1, "schema": small_schema().fingerprint, "model": "package.module:build",
-    }  # fmt: skip
+        "format": 1,
+        "log": f"{RUN:016x}",
+        "schema": small_schema().fingerprint,
+        "fold_base": 16,
+        "model": "package.module:build",
+    }
+    assert log.store.read("latest.json") == b'{"log":"%016x","snapshot":0}' % RUN
 
 
 def test_model_is_optional() -> None:
