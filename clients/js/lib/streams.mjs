@@ -10,16 +10,12 @@ const MAX_INDEX = 2 ** 40;
 /** `n` numbers, each at most `limit` (itself below 2^53). */
 export function readRice(reader, n, limit, what) {
   check(n <= 8 * reader.left, "it ends too early"); // before memory for n numbers is asked for
-  const smallest = reader.u8();
+  const bits = new BitReader(reader);
+  const smallest = bits.bits(6);
   const blocks = Math.ceil(n / BLOCK);
   const parameters = new Uint8Array(blocks).fill(smallest);
-  if (blocks > 1) {
-    const nibbles = new BitReader(reader);
-    for (let i = 0; i < blocks; i++) parameters[i] = Math.min(smallest + nibbles.bits(4), 255);
-    nibbles.finish();
-  }
+  if (blocks > 1) for (let i = 0; i < blocks; i++) parameters[i] += bits.bits(4);
   check(parameters.every((r) => r <= MAX_PARAMETER), "a Rice parameter is at most 56");
-  const bits = new BitReader(reader);
   const numbers = new Float64Array(n);
   for (let i = 0; i < n; i++) numbers[i] = bits.wide(parameters[Math.floor(i / BLOCK)]);
   for (let i = 0; i < n; i++) {

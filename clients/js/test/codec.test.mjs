@@ -16,8 +16,11 @@ const SCHEMA = schemaOf([
 const STATE = zeros(SCHEMA, 7n);
 const HALF = [0, 0, 0, 0x3f];
 
+/** A Rice stream of one block: its parameter in six bits, and what follows. */
+const rice = (parameter, rest) => bits(`${parameter.toString(2).padStart(6, "0")} ${rest}`);
+
 /** Indices 5 and 9 are gaps of 5 and 3, with parameter 2: low bits 01 11, then 01 and 1. */
-const INDICES = [2, ...bits("01 11, 01 1")];
+const INDICES = rice(2, "01 11, 01 1");
 const STEPS = [0x01, 2, ...HALF, ...INDICES, ...bits("01")];
 const decode = (sections) => decodeUpdate(updateBytes(STATE, sections), SCHEMA);
 
@@ -41,12 +44,12 @@ test("steps", () => {
 });
 
 test("steps with levels", () => {
-  const { sections: [section] } = decode([0x11, 2, ...HALF, ...INDICES, ...bits("01"), 0, ...bits("0001 1")]);
+  const { sections: [section] } = decode([0x11, 2, ...HALF, ...INDICES, ...bits("01"), ...rice(0, "0001 1")]);
   assert.deepEqual([...section.steps], [4, -0.5]);
 });
 
 test("runs, and values", () => {
-  const runs = [2, 0, ...bits("001 01"), 0, ...bits("01 1")]; // 2, 3 and 5
+  const runs = [2, ...rice(0, "001 01"), ...rice(0, "01 1")]; // 2, 3 and 5
   const { sections: [section] } = decode([0xa1, 3, ...runs, ...HALF, ...HALF, ...HALF]);
   assert.deepEqual([...section.indices], [2, 3, 5]);
   assert.equal(section.values[0], 0x3f000000);
@@ -54,7 +57,7 @@ test("runs, and values", () => {
 
 test("differences", () => {
   // z is 5, of three bits, for -3: typically 3, so 0 off; behind it the two bits 01.
-  const section = [0x34, 1, 4, 4, ...bits("1000 01"), 3, 0, ...bits("1"), ...bits("01")];
+  const section = [0x34, 1, 4, ...rice(4, "1000 01"), 3, ...rice(0, "1"), ...bits("01")];
   const { overlays: [{ bits: found }] } = resolved(section);
   assert.deepEqual([...found], [BigInt.asUintN(64, -3n << 4n)]);
 });
@@ -62,17 +65,17 @@ test("differences", () => {
 test("Rice codes of wide parameters and of many blocks", () => {
   const wide = 2 ** 52 + 12345;
   const low = (wide % 2 ** 50).toString(2).padStart(50, "0");
-  const [value] = readRice(new ByteReader(Uint8Array.from([50, ...bits(`${low} 00001`)])), 1, 2 ** 53 - 1, "v");
+  const [value] = readRice(new ByteReader(Uint8Array.from(rice(50, `${low} 00001`))), 1, 2 ** 53 - 1, "v");
   assert.equal(value, wide);
-  const many = [1, ...bits("0001 0000"), ...bits(`${"11".repeat(128)} 1 ${"1".repeat(129)}`)];
+  const many = rice(1, `0001 0000 ${"11".repeat(128)} 1 ${"1".repeat(129)}`);
   const reader = new ByteReader(Uint8Array.from(many));
   assert.deepEqual([...readRice(reader, 129, 9, "v")], [...Array(128).fill(3), 1]);
   assert.equal(reader.left, 0);
 });
 
 const REFUSED = {
-  "index outside the dtype": [0x01, 1, ...HALF, 2, ...bits("00 000001"), 0],
-  "index far outside": [0x01, 1, ...HALF, 56, ...Array(7).fill(255), 0x80, 0],
+  "index outside the dtype": [0x01, 1, ...HALF, ...rice(2, "00 000001"), 0],
+  "index far outside": [0x01, 1, ...HALF, ...rice(56, "1".repeat(57)), 0],
   "no elements": [0x01, 0, ...HALF, 0, 0],
   "more elements than bits": [0x01, 0xff, 0x01, ...HALF, 0, 0xff, 0xff],
   "count in too many bytes": [0x01, 0x82, 0x00, ...STEPS.slice(2)],
@@ -82,17 +85,17 @@ const REFUSED = {
   "infinite scale": [0x01, 2, 0, 0, 0x80, 0x7f, ...STEPS.slice(6)],
   "kind": [0x41, ...STEPS.slice(1)],
   "dtype": [0x0d, ...STEPS.slice(1)],
-  "dtype that the model has not": [0x20, 1, 0, 0x80, ...Array(8).fill(0)],
+  "dtype that the model has not": [0x20, 1, ...rice(0, "1"), ...Array(8).fill(0)],
   "steps of another dtype": [0x04, ...STEPS.slice(1)],
-  "Rice parameter": [0x01, 2, ...HALF, 57, ...STEPS.slice(7)],
+  "Rice parameter": [0x01, 2, ...HALF, 57 << 2, ...STEPS.slice(7)],
   "padding of indices": [...STEPS.slice(0, -2), STEPS.at(-2) | 1, STEPS.at(-1)],
   "padding of signs": [...STEPS.slice(0, -1), STEPS.at(-1) | 1],
   "an end too early": STEPS.slice(0, -1),
   "bytes left over": [...STEPS, 0],
-  "level": [0x11, 1, ...HALF, 0, 0x80, 0, 6, ...bits("000000 01")],
-  "shift": [0x34, 1, 64, 4, ...bits("1000 01"), 0, 0, 0x80],
-  "difference of 65 bits": [0x34, 1, 0, 4, ...bits("1000 01"), 64, 0, ...bits("001"), ...Array(8).fill(0)],
-  "runs that do not add up": [0xa1, 3, 1, 0, ...bits("1"), 0, ...bits("01"), ...Array(12).fill(0)],
+  "level": [0x11, 1, ...HALF, ...rice(0, "1"), 0, ...rice(6, "000000 01")],
+  "shift": [0x34, 1, 64, ...rice(4, "1000 01"), 0, ...rice(0, "1")],
+  "difference of 65 bits": [0x34, 1, 0, ...rice(4, "1000 01"), 64, ...rice(0, "001"), ...Array(8).fill(0)],
+  "runs that do not add up": [0xa1, 3, 1, ...rice(0, "1"), ...rice(0, "01"), ...Array(12).fill(0)],
   "no runs": [0xa1, 3, 0, 0, 0, ...Array(12).fill(0)],
 };
 
@@ -126,10 +129,10 @@ test("refused: a checksum", () => {
 });
 
 const UNFIT = {
-  "infinity": [0x21, 1, 0, ...bits("1"), 0, 0, 0x80, 0x7f],
-  "NaN": [0x21, 1, 0, ...bits("1"), 0, 0, 0xc0, 0xff],
-  "a BOOL of 2": [0x2c, 1, 4, ...bits("0100 01"), 2],
-  "a step beyond binary32": [0x11, 1, 0, 0, 0, 0x7f, 0, 0x80, 0, 1, ...bits("1 01")],
+  "infinity": [0x21, 1, ...rice(0, "1"), 0, 0, 0x80, 0x7f],
+  "NaN": [0x21, 1, ...rice(0, "1"), 0, 0, 0xc0, 0xff],
+  "a BOOL of 2": [0x2c, 1, ...rice(4, "0100 01"), 2],
+  "a step beyond binary32": [0x11, 1, 0, 0, 0, 0x7f, ...rice(0, "1"), 0, ...rice(1, "1 01")],
 };
 
 for (const [what, sections] of Object.entries(UNFIT)) {
@@ -141,7 +144,7 @@ for (const [what, sections] of Object.entries(UNFIT)) {
 test("a state moves as a whole, when it is committed, and only from its own version", () => {
   const state = zeros(SCHEMA, 7n);
   const start = state.digest;
-  const overlapping = [...STEPS, 0x21, 1, 2, ...bits("01 01"), 0, 0, 0x80, 0x3f, ...STEPS]; // 5 becomes 1, between
+  const overlapping = [...STEPS, 0x21, 1, ...rice(2, "01 01"), 0, 0, 0x80, 0x3f, ...STEPS]; // 5 becomes 1, between
   const change = resolved(overlapping);
   assert.throws(() => state.resolve(decode(STEPS)), DigestMismatch);
   assert(state.tensor("w").data.every((x) => x === 0));

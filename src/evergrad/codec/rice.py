@@ -3,9 +3,9 @@
 A value v of a block with parameter r is r low bits, kept as they are, and the rest, v >> r, in unary: that many zeros
 and a one. The layout of a stream, bits from the high end of each byte:
 
-    u8       smallest parameter
-    nibbles  parameter of each block of 128 values less the smallest, two a byte; none where one block is all
-    bits     the low bits of all values, one after another; then their unary parts; zeros to the byte
+    6 bits   smallest parameter
+    4 bits   of each block of 128 values: its parameter less the smallest; none where one block is all
+    then     the low bits of all values, one after another; then their unary parts; zeros to the byte
 
 For gaps between random indices this is within 1% of the entropy (R. F. Rice, JPL Publication 79-22, 1979; the
 parameter for a mean: A. Kiely, JPL IPN 42-159, 2004).
@@ -24,7 +24,8 @@ from evergrad.errors import CorruptRecord
 BLOCK = 128
 MAX_PARAMETER = 56
 """What a 64-bit word can hold of one value from any bit of its first byte on."""
-_MAX_SPREAD = 15
+_SMALLEST_BITS, _SPREAD_BITS = 6, 4
+_MAX_SPREAD = (1 << _SPREAD_BITS) - 1
 
 Words = npt.NDArray[np.uint64]
 _ONE, _WORD = np.uint64(1), np.uint64(64)
@@ -83,8 +84,9 @@ def write_rice(values: Words) -> bytes:
     sizes = np.minimum(BLOCK, len(values) - starts)
     parameters = _parameters(values, starts, sizes)
     widths = np.repeat(parameters, sizes)
-    low = values & ((_ONE << widths) - _ONE)
-    bits, used = pack_fields(low, widths)
+    head, head_widths = _head(parameters)
+    low = np.concatenate((head, values & ((_ONE << widths) - _ONE)))
+    bits, used = pack_fields(low, np.concatenate((head_widths, widths)))
     ends = np.cumsum((values >> widths).astype(np.int64) + 1) - 1
     unary = np.zeros((used & 7) + int(ends[-1]) + 1, dtype=np.uint8)
     unary[ends + (used & 7)] = 1
@@ -92,7 +94,7 @@ def write_rice(values: Words) -> bytes:
     whole, part = used >> 3, (used + 7) >> 3
     if part > whole:
         tail[0] |= bits[whole]
-    return _pack_parameters(parameters) + bits[:whole].tobytes() + tail.tobytes()
+    return bits[:whole].tobytes() + tail.tobytes()
 
 
 def read_rice(reader: Reader, count: int) -> Words:
@@ -101,9 +103,9 @@ def read_rice(reader: Reader, count: int) -> Words:
     Raises:
         CorruptRecord: there are not so many, or bits stand where no writer writes any.
     """
-    parameters = _unpack_parameters(reader, -(-count // BLOCK))
+    parameters, head_bits = _read_head(reader, -(-count // BLOCK))
     widths = np.repeat(parameters, BLOCK)[:count]
-    stops = np.cumsum(widths)
+    stops = np.cumsum(widths) + np.uint64(head_bits)
     used = int(stops[-1])
     first = reader.offset + (used >> 3)
     if first > len(reader.data):
@@ -132,28 +134,29 @@ def _parameters(values: Words, starts: npt.NDArray[np.int64], sizes: npt.NDArray
     return np.maximum(best, max(int(best.max()) - _MAX_SPREAD, 0)).astype(np.uint64)
 
 
-def _pack_parameters(parameters: Words) -> bytes:
-    smallest = int(parameters.min())
-    if len(parameters) == 1:
-        return bytes((smallest,))
-    spread = np.zeros(len(parameters) + 1 & ~1, dtype=np.uint8)
-    spread[: len(parameters)] = parameters - np.uint64(smallest)
-    return bytes((smallest,)) + (spread[::2] << np.uint8(4) | spread[1::2]).tobytes()
+def _head(parameters: Words) -> tuple[Words, Words]:
+    """The parameters as fields, and how wide each of these is."""
+    smallest = parameters.min()
+    spread = parameters - smallest if len(parameters) > 1 else parameters[:0]
+    widths = np.full(len(spread) + 1, _SPREAD_BITS, dtype=np.uint64)
+    widths[0] = _SMALLEST_BITS
+    return np.concatenate((smallest[None], spread)), widths
 
 
-def _unpack_parameters(reader: Reader, blocks: int) -> Words:
-    smallest = reader.take(1)[0]
-    if blocks == 1:
-        parameters = np.array([smallest], dtype=np.uint64)
-    else:
-        packed = np.frombuffer(reader.take((blocks + 1) // 2), dtype=np.uint8)
-        spread = np.stack((packed >> np.uint8(4), packed & np.uint8(15)), axis=1).reshape(-1)
-        if spread[blocks:].any():
-            raise reader.fail("padding bits are not zero")
-        parameters = spread[:blocks].astype(np.uint64) + np.uint64(smallest)
+def _read_head(reader: Reader, blocks: int) -> tuple[Words, int]:
+    """The parameter of each block, and how many bits tell them; the reader stays where it is."""
+    spreads = blocks if blocks > 1 else 0
+    bits = _SMALLEST_BITS + _SPREAD_BITS * spreads
+    data = reader.data[reader.offset : reader.offset + (bits + 7 >> 3)]
+    if 8 * len(data) < bits:
+        raise reader.fail(f"the parameters of {blocks} blocks end early")
+    widths = np.full(spreads + 1, _SPREAD_BITS, dtype=np.uint64)
+    widths[0] = _SMALLEST_BITS
+    fields = unpack_fields(data, np.cumsum(widths), widths)
+    parameters = fields[0] + fields[1:] if spreads else fields
     if int(parameters.max()) > MAX_PARAMETER:
         raise reader.fail(f"a Rice parameter of {parameters.max()}, at most {MAX_PARAMETER}")
-    return parameters
+    return parameters, bits
 
 
 def pack_fields(values: Words, widths: Words) -> tuple[npt.NDArray[np.uint8], int]:
