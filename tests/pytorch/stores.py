@@ -15,6 +15,10 @@ def snapshot_name(version: int) -> str:
     return f"snapshots/{version:012d}.safetensors"
 
 
+def fold_name(first: int, last: int) -> str:
+    return f"folds/{first:012d}-{last:012d}.eg"
+
+
 def faulty_log(url: str) -> tuple[FaultyStore, UpdateLog]:
     inner = memory_store(url.removeprefix("memory:"), url, create=True)
     assert inner is not None

@@ -32,6 +32,8 @@ from tests.pytorch.models import (
         *(("forward", value) for value in ("closed", "", None)),
         *(("buffer_tolerance", value) for value in (-0.01, 1.0, float("nan"))),
         *(("snapshot_every", value) for value in (0, -5)),
+        *(("snapshot_every_bytes", value) for value in (0, -1)),
+        ("keep_versions", -1),
     ],
 )
 def test_settings_out_of_range(setting: str, value: Any, url: str) -> None:

@@ -5,7 +5,8 @@
 
 Both are replaced whole (written beside, synced, renamed), so a crash leaves the older one, and beside it what it had
 begun to write, which the next start removes. What is damaged, or belongs
-to another log, is ignored and later overwritten: the cache is never trusted more than its digest.
+to another log, is ignored and later overwritten: the cache is never trusted more than its digest. A log of another
+model is a SchemaMismatch, for views of what was kept may be in use by then: that replica needs another directory.
 """
 
 from __future__ import annotations

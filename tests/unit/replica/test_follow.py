@@ -1,0 +1,264 @@
+"""Following by a watch, by asking, through every failure, and to an end."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from evergrad.errors import LogUnavailable
+from evergrad.log import ObjectStore, UpdateLog, Watch, open_log
+from evergrad.replica import Applied, Replica
+from evergrad.replica.follow import Follower
+from evergrad.testing import FaultyStore
+from tests.builders import Writer, copy_of, equal_states, fresh_log, fresh_store, update_name
+
+LONG_S = 60.0
+
+
+class Patient:
+    """A watch that waits as long as it takes: only what appears, or a wake, ends its wait."""
+
+    def __init__(self, inner: Watch, waits: threading.Semaphore) -> None:
+        self.inner, self.waits = inner, waits
+
+    def wait(self, timeout_s: float) -> None:
+        self.waits.release()
+        self.inner.wait(3600.0)
+
+    def wake(self) -> None:
+        self.inner.wake()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass
+class PatientStore(FaultyStore):
+    """A store whose watches are patient; `waits` counts the waits that have begun."""
+
+    waits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def watch(self, folder: str) -> Watch | None:
+        inner = self.inner.watch(folder)
+        return None if inner is None else Patient(inner, self.waits)
+
+
+def reached(replica: Replica, version: int) -> threading.Event:
+    event = threading.Event()
+
+    def told(applied: Applied) -> None:
+        if applied.version == version:
+            event.set()
+
+    replica.on_update(told)
+    return event
+
+
+def local(path: Path) -> tuple[Writer, PatientStore]:
+    log = open_log(f"file:{path}", create=True)
+    watch = log.store.watch("updates")
+    if watch is None:
+        pytest.skip("this machine cannot tell what appears in a folder")
+    watch.close()
+    return Writer(log).begin(), PatientStore(log.store)
+
+
+def test_a_write_wakes_it_and_nothing_is_polled(tmp_path: Path) -> None:
+    writer, store = local(tmp_path)
+    with Replica(UpdateLog(store, "file:test")).follow() as replica:
+        for version in (1, 2, 3):
+            assert store.waits.acquire(timeout=LONG_S)
+            event = reached(replica, version)
+            writer.append()
+            assert event.wait(LONG_S)
+        with replica.pin():
+            assert equal_states(replica.state, writer.state)
+
+
+def test_close_ends_a_wait_that_has_no_end(tmp_path: Path) -> None:
+    _, store = local(tmp_path)
+    replica = Replica(UpdateLog(store, "file:test"))
+    for _ in range(20):
+        replica.follow()
+        replica.close()
+    replica.follow()
+    assert store.waits.acquire(timeout=LONG_S)
+    replica.close()
+    assert replica.version == 0
+
+
+def test_a_log_begun_anew_is_noticed_by_a_follower(tmp_path: Path) -> None:
+    place = tmp_path / "log"
+    Writer(open_log(f"file:{place}", create=True), run=1, seed=1).begin().append(5)
+    begun, version_5 = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def told(applied: Applied) -> None:
+        seen.append(applied.version)
+        if applied.version == 5:
+            version_5.set()
+        if applied.version == 2 and version_5.is_set():
+            begun.set()
+
+    replica = Replica(f"file:{place}")
+    replica.on_update(told)
+    with replica.follow(poll_s=0.001, max_poll_s=0.01):
+        assert version_5.wait(LONG_S)
+        shutil.rmtree(place)
+        writer = Writer(open_log(f"file:{place}", create=True), run=2, seed=2).begin().append(2)
+        assert begun.wait(LONG_S)
+        with replica.pin():
+            assert equal_states(replica.state, writer.state)
+    assert replica.log.id == f"{2:016x}"
+
+
+@pytest.mark.parametrize("count", [0, 3, 9])
+def test_a_log_begun_anew_in_the_same_store_is_noticed_wherever_it_stands(count: int) -> None:
+    store = fresh_store()
+    Writer(UpdateLog(store, "memory:test"), run=1, seed=1).begin().append(5)
+    replica = Replica(UpdateLog(store, "memory:test"))
+    replica.sync()
+    weights = replica.weights
+    for name in [n for folder in ("schema", "snapshots", "updates") for n in store.names(folder)]:
+        store.delete(name)
+    for name in ("evergrad.json", "latest.json"):
+        store.delete(name)
+    assert replica.sync() == 5, "a log that is gone leaves the last good version"
+    writer = Writer(UpdateLog(store, "memory:test"), run=2, seed=2).begin().append(count)
+    assert replica.sync() == count
+    assert equal_states(replica.state, writer.state)
+    assert all((view == writer.state.tensors()[name]).all() for name, view in weights.items())
+
+
+def test_a_log_begun_anew_whose_snapshot_is_damaged_leaves_the_old_version_whole() -> None:
+    store = fresh_store()
+    Writer(UpdateLog(store, "memory:test"), run=1, seed=1).begin().append(5)
+    faulty = FaultyStore(store)
+    replica = Replica(UpdateLog(faulty, "memory:test"))
+    replica.sync()
+    before = copy_of(replica.state)
+    for name in [n for folder in ("snapshots", "updates") for n in store.names(folder)]:
+        store.delete(name)
+    for name in ("evergrad.json", "latest.json"):
+        store.delete(name)
+    writer = Writer(UpdateLog(store, "memory:test"), run=2, seed=2).begin().append(2)
+    name = "snapshots/000000000000.safetensors"
+    faulty.instead[name] = (store.read(name) or b"")[:-1]
+    for _ in range(2):
+        with pytest.raises(Exception, match="is damaged"):
+            replica.sync()
+        assert replica.version == 5
+        assert equal_states(replica.state, before)
+    faulty.instead.clear()
+    assert replica.sync() == 2
+    assert equal_states(replica.state, writer.state)
+
+
+def test_a_log_that_was_begun_anew_before_the_first_version_came_is_followed() -> None:
+    store = fresh_store()
+    fail = FaultyStore(store, fail_create={"snapshots/000000000000.safetensors"})
+    with pytest.raises(LogUnavailable):
+        Writer(UpdateLog(fail, "memory:test"), run=1).begin()
+
+    class Unlistable(FaultyStore):
+        def names(self, prefix: str) -> list[str]:
+            return []
+
+    replica = Replica(UpdateLog(Unlistable(store), "memory:test"))
+    with pytest.raises(Exception, match="holds no version yet"):
+        replica.sync()
+    store.delete("evergrad.json")
+    writer = Writer(UpdateLog(store, "memory:test"), run=2).begin().append(2)
+    assert replica.sync() == 2
+    assert equal_states(replica.state, writer.state)
+
+
+class Strange(FaultyStore):
+    """Raises what no store should, at the first reads and watches, and then works."""
+
+    raised = 0
+
+    def read(self, name: str) -> bytes | None:
+        if name == update_name(2) and self.raised < 4:
+            self.raised += 1
+            raise [ZeroDivisionError, MemoryError, OSError, LogUnavailable][self.raised - 1]("strange", "strange")
+        return super().read(name)
+
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        return super().stream(name)
+
+    def watch(self, folder: str) -> Watch | None:
+        raise OSError("no watch left")
+
+
+def test_it_survives_any_exception_of_store_and_watch() -> None:
+    writer = Writer(fresh_log()).begin().append(3)
+    replica = Replica(UpdateLog(Strange(writer.log.store), "memory:test"))
+    event = reached(replica, 3)
+    with replica.follow(poll_s=0.001, max_poll_s=0.002):
+        assert event.wait(LONG_S)
+        with replica.pin():
+            assert equal_states(replica.state, writer.state)
+
+
+def test_after_a_failure_the_next_look_is_a_whole_one() -> None:
+    looks: list[bool] = []
+    done = threading.Event()
+
+    def sync(look: bool) -> None:
+        looks.append(look)
+        if len(looks) in {2, 3}:
+            raise LogUnavailable("test:", "away")
+        if len(looks) == 5:
+            done.set()
+
+    follower = Follower(sync, lambda: 0, lambda: None, poll_s=0.001, max_poll_s=0.001)
+    assert done.wait(LONG_S)
+    follower.close()
+    assert looks[:5] == [True, False, True, True, False]
+
+
+def test_close_wakes_the_watch_at_every_moment() -> None:
+    """The watch is made late: whichever comes first, `close` or the wait, the thread ends."""
+
+    class Silent:
+        def __init__(self) -> None:
+            self.woken, self.closed = threading.Event(), False
+
+        def wait(self, timeout_s: float) -> None:
+            assert self.woken.wait(LONG_S), "nobody woke it"
+            self.woken.clear()
+
+        def wake(self) -> None:
+            self.woken.set()
+
+        def close(self) -> None:
+            self.closed = True
+
+    for _ in range(50):
+        watches: list[Silent] = []
+
+        def make(made: list[Silent] = watches) -> Watch:
+            made.append(Silent())
+            return made[-1]
+
+        follower = Follower(lambda look: None, lambda: 0, make, poll_s=0.0, max_poll_s=0.0)
+        follower.close()
+        assert all(watch.closed for watch in watches)
+
+
+def test_without_a_watch_it_asks_again_and_again() -> None:
+    store: ObjectStore = fresh_store()
+    assert store.watch("updates") is None
+    writer = Writer(UpdateLog(store, "memory:test")).begin()
+    replica = Replica(UpdateLog(store, "memory:test"))
+    with replica.follow(poll_s=0.001, max_poll_s=0.004):
+        for version in (1, 2, 3):
+            event = reached(replica, version)
+            writer.append()
+            assert event.wait(LONG_S)
