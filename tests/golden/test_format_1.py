@@ -50,20 +50,17 @@ UPDATE_HEX = (
     "6f673cd529aa563a"  # digest before
     "07ba91bb13ef961d"  # digest after
     "40222018240a0600"  # newest example
-    #
     "01"  # steps in F32
     "03"  # 3 of them
     "0000003e"  # of 0.125
     "0092"  # parameter 0; gaps 0 2 2: 1 001 001 0
     "60"  # signs 0 1 1
-    #
     "11"  # steps with levels in F32
     "02"  # 2 of them
     "0000003f"  # of 0.5
     "00a0"  # parameter 0; gaps 0 1: 1 01 00000
     "80"  # signs 1 0
     "0018"  # parameter 0; levels 3 0: 0001 1 000
-    #
     "31"  # differences in F32
     "05"  # 5 of them
     "04"  # without the lowest 4 bits
@@ -71,12 +68,10 @@ UPDATE_HEX = (
     "02"  # 5 -3 0 1 -2 as 10 5 0 2 3: they have 4 3 0 2 2 bits, typically 2
     "00091c"  # parameter 0; 2 1 -2 0 0 as 4 2 3 0 0: 00001 001 0001 1 1 00
     "4a"  # all bits but the highest: 010 01 - 0 1 0
-    #
     "24"  # values in I64
     "01"  # 1 of them
     "02d0"  # parameter 2; index 7: 11 01 0000
     "0400000000000000"  # 4
-    #
     "23"  # values in BF16
     "01"  # 1 of them
     "0208"  # parameter 2; index 8: 00 001 000
