@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup node azurite demo test lint types unit format clean
+.PHONY: setup node azurite demo test lint types unit fuzz format clean
 
 setup: $(STAMP) node
 
@@ -36,6 +36,11 @@ azurite:
 
 unit: setup azurite
 	$(BIN)/python -m pytest
+
+# Arbitrary updates, schemas and snapshots, guided by coverage; exits at the first finding.
+RUNS ?= 100000
+fuzz: setup
+	$(BIN)/python tests/fuzz/fuzz_update.py -runs=$(RUNS)
 
 format: setup
 	$(BIN)/ruff check --fix .

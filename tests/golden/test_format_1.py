@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from evergrad.codec import decode, decode_snapshot, encode, encode_snapshot
-from evergrad.schema import Schema
-from evergrad.update import Snapshot, State, digest, mix
+from evergrad.codec import decode, decode_header, decode_snapshot, encode, encode_snapshot
+from evergrad.schema import STORAGE, Schema
+from evergrad.update import Differences, Snapshot, State, Steps, Values, digest, mix
 from tests.builders import copy_of, equal_states, steps, update_of, values
 
+FOLDER = Path(__file__).parent / "format-1"
 SCHEMA = Schema([("w", "F32", (2, 3)), ("n", "I64", ()), ("h", "BF16", (2,)), ("b", "F32", (1,))], {"tied": "w"})
 SCHEMA_JSON = (
     b'{"tensors":[{"name":"w","dtype":"F32","shape":[2,3]},{"name":"b","dtype":"F32","shape":[1]},'
@@ -24,25 +28,54 @@ STATE = State(
         np.array([0x3F80, 0xC000], "u2"),
     ],
 )
-DIGEST_BEFORE, DIGEST_AFTER = 0x3A56AA29D53C676F, 0x5056146B73C2BE44
-SECTIONS = steps([0, 3, 6], 0.125, [False, True, True]), values([7], [4], "I64"), values([8], [0x4040], "BF16")
-
-
+DIGEST_BEFORE, DIGEST_AFTER = 0x3A56AA29D53C676F, 0x1D96EF13BB91BA07
+SECTIONS = (
+    steps([0, 3, 6], 0.125, [False, True, True]),
+    Steps(np.array([0, 2]), np.array([True, False]), 0.5, np.array([3, 0], "u1")),
+    Differences(np.array([0, 1, 2, 3, 5]), np.array([5, -3, 0, 1, -2]), 4, "F32"),
+    values([7], [4], "I64"),
+    values([8], [0x4040], "BF16"),
+)
 UPDATE = update_of(STATE, 41, *SECTIONS, newest_us=1_700_000_000_123_456)
 SNAPSHOT = Snapshot(version=41, run=UPDATE.run, newest_us=1_700_000_000_000_001, state=STATE)
 UPDATE_HEX = (
-    "4547757001030000"  # magic, format, sections, zero
-    "cf2c37e61e70994a"  # checksum
-    "2900000000000000"  # base version
+    "4547"  # magic
+    "01"  # format
+    "00"  # flags
+    "01000000"  # spans one version
+    "51090766381eca41"  # checksum
     "2a00000000000000"  # version
     "efcdab8967452301"  # run
-    "6f673cd529aa563a"  # digest before
-    "44bec2736b145650"  # digest after
-    "40222018240a0600"  # newest example
     "0245d9f066d96f81"  # schema
-    "000101000000003e0300000001000000a80060"  # 3 steps of 0.125 in F32
-    "0104030000000000010000000100000080e00400000000000000"  # 1 value in I64
-    "0103030000000000010000000100000040004040"  # 1 value in BF16
+    "6f673cd529aa563a"  # digest before
+    "07ba91bb13ef961d"  # digest after
+    "40222018240a0600"  # newest example
+    "01"  # steps in F32
+    "03"  # 3 of them
+    "0000003e"  # of 0.125
+    "0248"  # parameter 000000; gaps 0 2 2: 1 001 001
+    "60"  # signs 0 1 1
+    "11"  # steps with levels in F32
+    "02"  # 2 of them
+    "0000003f"  # of 0.5
+    "0280"  # parameter 000000; gaps 0 1: 1 01
+    "80"  # signs 1 0
+    "0060"  # parameter 000000; levels 3 0: 0001 1
+    "31"  # differences in F32
+    "05"  # 5 of them
+    "04"  # without the lowest 4 bits
+    "03d0"  # parameter 000000; gaps 0 0 0 0 1: 1 1 1 1 01
+    "02"  # 5 -3 0 1 -2 as 10 5 0 2 3: they have 4 3 0 2 2 bits, typically 2
+    "002470"  # parameter 000000; 2 1 -2 0 0 as 4 2 3 0 0: 00001 001 0001 1 1
+    "4a"  # all bits but the highest: 010 01 - 0 1 0
+    "24"  # values in I64
+    "01"  # 1 of them
+    "0b40"  # parameter 000010; index 7: 11 01
+    "0400000000000000"  # 4
+    "23"  # values in BF16
+    "01"  # 1 of them
+    "0820"  # parameter 000010; index 8: 00 001
+    "4040"  # 3.0
 )
 SNAPSHOT_TABLE = (
     b'{"__metadata__":{"format":"pt","evergrad.version":"41","evergrad.run":"0123456789abcdef","evergrad.n'
@@ -91,10 +124,13 @@ def test_update_is_written_and_read_as_these_bytes() -> None:
     assert encode(UPDATE).hex() == UPDATE_HEX
     found = decode(bytes.fromhex(UPDATE_HEX), SCHEMA)
     assert encode(found) == bytes.fromhex(UPDATE_HEX)
+    assert decode_header(bytes.fromhex(UPDATE_HEX)).digest_after == DIGEST_AFTER
     moved = copy_of(STATE)
     moved.commit(moved.check(found, 41))
     assert moved.digest == DIGEST_AFTER
-    assert moved.arrays[0].tobytes().hex() == "0000003e000000800000803f000028c0010000009ec97f7fccccccbc"
+    assert [array.tobytes().hex() for array in moved.arrays] == [
+        "bfff77c03f0000800000c03fffff27c00100000070c97f7fccccccbc", "0400000000000000", "404000c0",
+    ]  # fmt: skip
 
 
 def test_snapshot_is_written_and_read_as_these_bytes() -> None:
@@ -102,3 +138,43 @@ def test_snapshot_is_written_and_read_as_these_bytes() -> None:
     found = decode_snapshot(bytes.fromhex(SNAPSHOT_HEX), SCHEMA)
     assert (found.version, found.run, found.newest_us) == (41, 0x0123456789ABCDEF, 1_700_000_000_000_001)
     assert equal_states(found.state, STATE)
+
+
+def files() -> tuple[Schema, Snapshot, list[tuple[bytes, int]]]:
+    """The schema, the snapshot and the updates of the folder, in order, each with the digest after it."""
+    schema = Schema.from_json((FOLDER / "schema.json").read_bytes())
+    snapshot = decode_snapshot((FOLDER / "snapshot.safetensors").read_bytes(), schema)
+    named = json.loads((FOLDER / "digests.json").read_text())
+    return schema, snapshot, [((FOLDER / name).read_bytes(), int(digits, 16)) for name, digits in named]
+
+
+def test_files_lead_from_the_snapshot_to_each_digest_in_turn() -> None:
+    _, snapshot, updates = files()
+    state, version = snapshot.state, snapshot.version
+    for data, expected in updates:
+        update = decode(data, state.schema)
+        state.commit(state.check(update, version))
+        assert state.digest == expected == digest(state.schema, state.arrays)
+        version = update.version
+    assert (snapshot.version, version) == (25, 48)
+
+
+def test_files_are_what_the_writer_writes_today() -> None:
+    schema, snapshot, updates = files()
+    assert schema.to_json() == (FOLDER / "schema.json").read_bytes()
+    assert encode_snapshot(snapshot) == (FOLDER / "snapshot.safetensors").read_bytes()
+    for data, _ in updates:
+        assert encode(decode(data, schema)) == data
+
+
+def test_files_hold_every_kind_every_dtype_and_a_fold() -> None:
+    schema, _, updates = files()
+    found = [decode(data, schema) for data, _ in updates]
+    told = {(type(part), part.dtype) for update in found for part in update.sections}
+    assert {(kind, dtype) for kind in (Values, Differences) for dtype in STORAGE} | {(Steps, "F32")} == told
+    assert any(part.levels is not None for update in found for part in update.sections if isinstance(part, Steps))
+    assert any(part.shift for update in found for part in update.sections if isinstance(part, Differences))
+    assert {update.version - update.base_version for update in found} == {1, 16}
+    assert sorted(path.name for path in FOLDER.glob("*.eg")) == sorted(
+        name for name, _ in json.loads((FOLDER / "digests.json").read_text())
+    )

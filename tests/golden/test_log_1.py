@@ -37,16 +37,16 @@ SNAPSHOT_HEX = (
 )
 UPDATE_HEX = (
     "4547010001000000"  # magic, format, flags, one version
-    "25aa1ed9f81ae920"  # checksum
+    "ac604c63d33ef047"  # checksum
     "2a00000000000000"  # version
     "efcdab8967452301"  # run
     "0245d9f066d96f81"  # schema
     "6f673cd529aa563a"  # digest before
     "44bec2736b145650"  # digest after
     "40222018240a0600"  # newest example
-    "01030000003e00926024"  # 3 steps of 0.125 in F32
-    "0102d00400000000000000"  # 1 value in I64
-    "230102084040"  # 1 value in BF16
+    "01030000003e02486024"  # 3 steps of 0.125 in F32
+    "010b400400000000000000"  # 1 value in I64
+    "230108204040"  # 1 value in BF16
 )
 AFTER_HEX = "0000003e000000800000803f000028c0010000009ec97f7fccccccbc"
 STATE = State(
