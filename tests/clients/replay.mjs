@@ -1,5 +1,5 @@
 // For each folder of schema.json, snapshot.safetensors and updates: one line of JSON with the digest after each. They
-// are applied in the order of digests.json where that is there, else in that of their names.
+// are applied in the order of the list digests.json where there is one, else in that of their names.
 
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -11,10 +11,10 @@ for (const folder of process.argv.slice(2)) {
   const schema = new Schema(read("schema.json"));
   const state = readSnapshot(read("snapshot.safetensors"), schema);
   const digests = { "snapshot.safetensors": hex(state.digest) };
-  const order = existsSync(join(folder, "digests.json"))
-    ? JSON.parse(readFileSync(join(folder, "digests.json"))).map(([name]) => name)
-    : readdirSync(folder).filter((found) => found.endsWith(".eg")).sort();
-  for (const name of order) {
+  const told = join(folder, "digests.json");
+  const listed = existsSync(told) ? JSON.parse(readFileSync(told)) : undefined;
+  const order = Array.isArray(listed) ? listed.map(([name]) => name) : readdirSync(folder).sort();
+  for (const name of order.filter((found) => found.endsWith(".eg"))) {
     state.commit(state.resolve(decodeUpdate(read(name), schema)));
     digests[name] = hex(state.digest);
   }
