@@ -15,7 +15,7 @@ FLOORS = [
     {"codec", "sampling", "report", "gate"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"pytorch", "serve"},
+    {"adapters", "pytorch", "serve"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},
@@ -39,7 +39,7 @@ OWNERS = {
     "typer": ("cli.py",),
     "rich": ("cli.py",),
     "obstore": ("log/store.py",),
-    "safetensors": ("codec.py",),
+    "onnxruntime": ("adapters/onnx.py",),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
