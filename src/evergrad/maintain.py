@@ -9,8 +9,10 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evergrad.codec import compact, encoded_bytes, snapshot_pieces
 from evergrad.errors import (
@@ -182,7 +184,8 @@ def verify(log: UpdateLog, observe: Observe | None = None) -> Verified:
     _ = log.schema
     snapshots, updates, folds = log.snapshots(), log.updates(), log.folds()
     problem: Problem = lambda name, meaning: problems.append((name, meaning))  # noqa: E731
-    latest, ends, seen = log.latest(), {}, -1
+    latest, seen = log.latest(), -1
+    ends: dict[int, list[tuple[str, int]]] = {}
     if latest is None or latest.log != log.id:
         problem("latest.json", "it is missing, unreadable or of another log: readers that cannot list find no start")
     elif latest.snapshot not in snapshots:
@@ -194,11 +197,8 @@ def verify(log: UpdateLog, observe: Observe | None = None) -> Verified:
                 problem(name, f"it leads to digest {digest:016x}, its updates to {state.digest:016x}")
         if version in snapshots:
             _check_snapshot(log, version, state, problem)
-        for first, last in folds:
-            if first == version:
-                name = f"folds/{first:012d}-{last:012d}.eg"
-                digest = _check_fold(log, first, last, state, problem)
-                ends.setdefault(last, []).append((name, digest)) if digest is not None else None
+        for last in (last for first, last in folds if first == version):
+            _check_fold(log, version, last, state, problem, ends)
     head = max([*updates, *snapshots], default=-1)
     if seen < head:
         problem(f"version {head}", "the head cannot be reached: readers stay behind until a later snapshot")
@@ -218,13 +218,17 @@ def _check_snapshot(log: UpdateLog, version: int, state: State, problem: Problem
         problem(name, f"no reader can begin there: {error}")
 
 
-def _check_fold(log: UpdateLog, first: int, last: int, state: State, problem: Problem) -> int | None:
+def _check_fold(
+    log: UpdateLog, first: int, last: int, state: State, problem: Problem, ends: dict[int, list[tuple[str, int]]]
+) -> None:
+    """Applies a fold beside the state that it starts from; notes in `ends` which digest its end must have."""
+    name = f"folds/{first:012d}-{last:012d}.eg"
     try:
         found = log.read_fold(first, last)
-        return None if found is None else state.check(found[0], first).digest
+        if found is not None:
+            ends.setdefault(last, []).append((name, state.check(found[0], first).digest))
     except _UNREADABLE as error:
-        problem(f"folds/{first:012d}-{last:012d}.eg", f"readers take its updates one by one: {error}")
-        return None
+        problem(name, f"readers take its updates one by one: {error}")
 
 
 def fold(log: UpdateLog, observe: Observe | None = None) -> list[tuple[int, int]]:
@@ -286,9 +290,9 @@ def differences(log: UpdateLog, first: int, second: int) -> list[TensorDifferenc
         differing = int(np.count_nonzero(_bits(old) != _bits(new)))
         if spec.dtype == "BF16":
             old, new = widen_bf16(old), widen_bf16(new)
-        kind = np.float64 if spec.dtype in FLOATING else np.longdouble
-        wide = old.astype(kind)
-        moved = new.astype(kind) - wide
+        kind: npt.DTypeLike = np.float64 if spec.dtype in FLOATING else np.longdouble  # int64 needs 64 bits
+        wide: npt.NDArray[Any] = old.astype(kind)
+        moved: npt.NDArray[Any] = new.astype(kind) - wide
         norm, moved_norm = float(np.sqrt((wide * wide).sum())), float(np.sqrt((moved * moved).sum()))
         relative = moved_norm / norm if norm else (float("inf") if moved_norm else 0.0)
         largest = float(np.abs(moved).max(initial=0))
