@@ -13,27 +13,41 @@ from evergrad.log import UpdateLog
 from evergrad.replica import Replica
 from evergrad.testing import FakeClock
 from evergrad.update import State
-from tests.builders import NEWEST_US, Writer, copy_of, equal_states, fresh_log, snapshot_name, update_name
+from tests.builders import (
+    NEWEST_US,
+    Writer,
+    copy_of,
+    equal_states,
+    fresh_log,
+    new_state,
+    roomy_schema,
+    snapshot_name,
+    update_name,
+)
 
 FOLD = "folds/000000000000-000000000016.eg"
 
 
 def written(count: int = 40, *, folds: bool = True) -> tuple[UpdateLog, list[State], Writer]:
     """A log, the state of each of its versions, and its writer."""
-    writer = Writer(fresh_log()).begin()
+    writer = Writer(fresh_log())
+    writer.state = new_state(roomy_schema())
+    writer.begin()
     states = [copy_of(writer.state)]
     for version in range(1, count + 1):
         writer.append()
         states.append(copy_of(writer.state))
-        if folds:
-            writer.log.write_folds(version, writer.state)
         if version == 20:
             writer.log.write_snapshot(writer.snapshot())
+    for first, last in [] if folds else writer.log.folds():
+        writer.log.store.delete(f"folds/{first:012d}-{last:012d}.eg")
     return writer.log, states, writer
 
 
 def damage(log: UpdateLog, name: str) -> None:
-    log.store.replace(name, (log.store.read(name) or b"")[:-1])
+    data = log.store.read(name)
+    assert data
+    log.store.replace(name, data[:-1])
 
 
 def named(log: UpdateLog) -> list[str]:
