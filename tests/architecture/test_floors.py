@@ -47,7 +47,7 @@ GOOD = {
     "pytorch/trainer.py": "import torch\nfrom . import select\nfrom .select import k\nfrom ..log import store\n",
     "pytorch/select.py": "import torch\n",
     "demo/lenet.py": "import torch\n",
-    "cli.py": "import typer\nfrom evergrad import __version__, pipeline\n",
+    "cli/__init__.py": "import typer\nfrom evergrad import __version__, pipeline\n",
     "__main__.py": "from evergrad.cli import main\n",
     "stream/files.py": "import numpy\n\nnumpy.load('x', allow_pickle=False)\n",
     "config.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import nn\n",
