@@ -19,7 +19,7 @@ def test_the_sources_keep_every_rule() -> None:
 
 def test_it_reads_all_sources_and_their_imports() -> None:
     found = {source.path for source in sources(PACKAGE)}
-    assert {"__init__.py", "codec.py", "log/__init__.py", "log/store.py", "pytorch/publisher.py"} <= found
+    assert {"__init__.py", "codec/__init__.py", "log/__init__.py", "log/store.py", "pytorch/publisher.py"} <= found
 
 
 def test_each_unit_stands_on_one_floor() -> None:
