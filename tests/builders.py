@@ -36,6 +36,11 @@ def wide_schema() -> Schema:
     return Schema([("w", "F32", (8000,)), *TENSORS[1:]], {"w_tied": "w"})
 
 
+def roomy_schema() -> Schema:
+    """As `small_schema` where a `Writer` moves it, and so large beside that folds are worth their bytes."""
+    return Schema([(name, dtype, (64, 64) if name == "h" else shape) for name, dtype, shape in TENSORS])
+
+
 def new_state(schema: Schema, seed: int = 0) -> State:
     """Finite values of any dtype, equal for equal seeds."""
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Evergrad keeps deployed PyTorch models fresh.
 
-Importing this package needs numpy alone; names that train (`Publisher`, `Trainer`, `run`) load torch on first use.
+Importing this package needs numpy alone; names that need torch (`Publisher`, `Trainer`, `attach`, `run`) load it
+on first use.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from evergrad.trigger import EveryN, EverySeconds
 
 if TYPE_CHECKING:
     from evergrad.pipeline import run
+    from evergrad.pytorch.attach import attach
     from evergrad.pytorch.publisher import Publisher
     from evergrad.pytorch.trainer import Trainer
 
@@ -37,6 +39,7 @@ __all__ = [
     "Uniform",
     "Window",
     "__version__",
+    "attach",
     "errors",
     "open_log",
     "run",
@@ -45,6 +48,7 @@ __all__ = [
 _TORCH_BACKED = {
     "Publisher": "evergrad.pytorch.publisher",
     "Trainer": "evergrad.pytorch.trainer",
+    "attach": "evergrad.pytorch.attach",
     "run": "evergrad.pipeline",
 }
 

@@ -10,6 +10,7 @@ EvergradError
 │   ├── LogUnavailable           the store refused, or could not be reached or read
 │   ├── ReadOnlyLog              this kind of place can only be read
 │   ├── WriterConflict           somebody else wrote that version
+│   ├── VersionNotInLog          retention has removed that version, or nobody wrote it yet
 │   ├── CorruptRecord            bytes that cannot be what they claim to be
 │   └── UnsupportedFormat        written by a format that this release cannot read
 ├── ReplicaError
@@ -129,6 +130,17 @@ class WriterConflict(LogError):
             f"version {self.version} of the log at {self.url} was already written by {self.writer}; stop one of the "
             "two publishers, then open a new Publisher to continue from the log's head, or use another log"
         )
+
+
+class VersionNotInLog(LogError):
+    """Retention has removed that version, or nobody wrote it yet."""
+
+    def __init__(self, url: str, version: int, held: str) -> None:
+        super().__init__(url, version, held)
+        self.url, self.version, self.held = url, version, held
+
+    def __str__(self) -> str:
+        return f"version {self.version} is not in the log at {self.url}, which holds {self.held}; choose one of those"
 
 
 class CorruptRecord(LogError):

@@ -15,7 +15,7 @@ FLOORS = [
     {"codec", "sampling", "report", "gate"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"pytorch", "serve"},
+    {"adapters", "pytorch", "serve", "maintain"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},
@@ -26,6 +26,7 @@ FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 EVERYWHERE = {"numpy", "msgspec", "xxhash"}
 SERVE = ("serve/",)
+CLI = ("cli/",)
 OWNERS = {
     "torch": ("pytorch/", "demo/lenet.py"),
     "kserve": SERVE,
@@ -36,10 +37,10 @@ OWNERS = {
     "matplotlib": ("report.py",),
     "sklearn": ("demo/digits.py",),
     "scipy": ("demo/digits.py",),
-    "typer": ("cli.py",),
-    "rich": ("cli.py",),
+    "typer": CLI,
+    "rich": CLI,
     "obstore": ("log/store.py",),
-    "safetensors": ("codec.py",),
+    "onnxruntime": ("adapters/onnx.py",),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60

@@ -12,13 +12,14 @@ import pytest
 
 import evergrad
 
-LAZY = {"Publisher", "Trainer", "run"}
+LAZY = {"Publisher", "Trainer", "attach", "run"}
 PUBLIC = {
     "evergrad": {
         "Batch", "EveryN", "EverySeconds", "Gate", "History", "Publisher", "Replica", "Schema", "Trainer", "Uniform",
-        "Window", "__version__", "errors", "open_log", "run",
+        "Window", "__version__", "attach", "errors", "open_log", "run",
     },
     "evergrad.log": {"ObjectStore", "StoreReader", "UpdateLog", "Watch", "open_log"},
+    "evergrad.pytorch": {"Attached", "attach"},
     "evergrad.stream": {"Batch", "Source", "batches"},
 }  # fmt: skip
 DOUBLES = {
@@ -63,7 +64,18 @@ def test_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_import_loads_no_optional_package_and_prints_nothing() -> None:
-    optional = {"torch", "kserve", "fastapi", "matplotlib", "sklearn", "scipy", "typer", "rich", "pandas"}
+    optional = {
+        "torch",
+        "kserve",
+        "fastapi",
+        "matplotlib",
+        "sklearn",
+        "scipy",
+        "typer",
+        "rich",
+        "pandas",
+        "onnxruntime",
+    }
     code = f"import sys, evergrad; print(*sorted({optional!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), done.stderr) == ("", "")

@@ -136,12 +136,14 @@ def test_a_snapshot_that_was_due_before_a_restart_is_written_after_it(url: str) 
 
 
 def test_bytes_since_the_last_snapshot_are_counted_across_restarts(url: str) -> None:
-    model, snapshots = large(), []
-    for _ in range(12):
-        optimizer, publisher = publisher_of(model, url, snapshot_every_bytes=700)
+    model, most, total, snapshots = large(), 1 << 15, 0, [0]
+    while total < 2 * most:
+        optimizer, publisher = publisher_of(model, url, snapshot_every_bytes=most)
         for _ in train(model, optimizer, 1):
             publisher.publish()
         publisher.close()
+        assert publisher.stats().update_bytes < most // 2, "no publisher alone reaches it"
+        total += publisher.stats().update_bytes
         snapshots = publisher.log.snapshots()
     assert len(snapshots) > 1
 

@@ -131,7 +131,7 @@ def test_staleness_counts_from_the_newest_example_ever_learned_from() -> None:
     assert replica.staleness_s() == 0.0
     clock.advance(90)
     assert replica.staleness_s() == 90.0
-    for newest_us, expected in ((NEWEST_US + 60_000_000, 30.0), (NEWEST_US + 1, 30.0), (0, 30.0)):
+    for newest_us, expected in ((NEWEST_US + 60_000_000, 30.0), (NEWEST_US + 30_000_000, 60.0), (0, 60.0)):
         update = update_of(writer.state, writer.version, values([0], [newest_us % 7]), newest_us=newest_us)
         writer.log.append(update)
         writer.state.commit(writer.state.check(update, writer.version))

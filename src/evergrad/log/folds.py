@@ -50,7 +50,7 @@ def concatenate(parts: Sequence[bytes]) -> bytes:
         headers[-1],
         base_version=headers[0].base_version,
         digest_before=headers[0].digest_before,
-        newest_us=max(header.newest_us for header in headers),
+        newest_us=next((header.newest_us for header in reversed(headers) if header.newest_us), 0),
     )
     return with_header(folded, b"".join(part[HEADER_BYTES:] for part in parts))
 

@@ -358,16 +358,20 @@ class UpdateLog:
         Raises:
             LogUnavailable: the store failed; what is deleted by then is not needed either.
         """
+        names = self.prunable(keep_versions)
+        for name in names:
+            self.store.delete(name)
+        return names
+
+    def prunable(self, keep_versions: int) -> list[str]:
+        """The names of what `prune` would delete."""
         latest, updates = self._own_latest(), self.updates()
         if latest is None or not updates:
             return []
         floor = min(latest.snapshot, updates[-1] - keep_versions)
         names = [_snapshot_name(version) for version in self.snapshots() if version < floor]
         names += [_fold_name(first, last) for first, last in self.folds() if first < floor]
-        names += [_update_name(version) for version in updates if version <= floor]
-        for name in names:
-            self.store.delete(name)
-        return names
+        return names + [_update_name(version) for version in updates if version <= floor]
 
 
 def _expect(snapshot: Snapshot, version: int) -> Snapshot:

@@ -333,7 +333,7 @@ class Replica:
         with self._lock.exclusive():
             self.state.commit(change)
             self._version = update.version
-            self._newest_us = max(newest_us, update.newest_us)
+            self._newest_us = update.newest_us or newest_us  # a log that was rolled back goes back in this too
             self._updates += 1
             self._update_bytes += size
             self._tell(tuple((part.group, part.positions) for part in change.parts))

@@ -261,3 +261,20 @@ def test_a_process_that_is_killed_while_it_saves_leaves_a_cache_that_loads(tmp_p
     assert (replica.version, replica.sync()) == (3, 3)
     assert equal_states(replica.state, writer.state)
     assert {path.name for path in tmp_path.iterdir()} == {"schema.json", STATE}
+
+
+def test_a_follower_that_starts_where_the_log_is_away_goes_on_from_its_cache_when_it_returns(tmp_path: Path) -> None:
+    inner = fresh_store()
+    writer = wide_writer(inner).append(3)
+    writer.log.write_snapshot(writer.snapshot())
+    cached(inner, tmp_path)
+    writer.append(2)
+    writer.log.prune(0)
+    away = Unlisted(inner, fail_read={"latest.json"})
+    replica = Replica(log_on(away), cache=tmp_path)
+    with pytest.raises(LogUnavailable):
+        replica._sync(look=False)  # as a follower asks between two looks
+    away.fail_read.clear()
+    assert replica._sync(look=False) == 5
+    assert equal_states(replica.state, writer.state)
+    assert replica.stats().snapshots == 0

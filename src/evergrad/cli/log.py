@@ -1,0 +1,178 @@
+"""`evergrad log`: looks into update logs, and looks after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from evergrad import maintain
+from evergrad.cli.console import ago, named_errors, progress, stdout, table_of_facts
+from evergrad.errors import ConfigError, LogNotFound, ReadOnlyLog
+from evergrad.log import UpdateLog, open_log
+from evergrad.replica import Replica
+
+log_app = typer.Typer(help="Looks into update logs, and looks after them.", no_args_is_help=True)
+Log = Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)]
+_NOT_LISTED = "not listed: this kind of place can only be read by name"
+
+
+@log_app.command("show")
+@named_errors
+def show(
+    log: Log,
+    last: Annotated[int, typer.Option(help="How many of the newest updates to list.")] = 10,
+) -> None:
+    """Shows a log's model, snapshots, folds and newest updates; replays it from the newest snapshot."""
+    opened = _opened(log)
+    schema, replica, latest = opened.schema, Replica(opened), opened.latest()
+    version = replica.sync()
+    summary = table_of_facts()
+    for key, value in {
+        "model": f"{len(schema.tensors)} tensors, {schema.elements:,} elements, {schema.nbytes:,} bytes",
+        "schema": schema.fingerprint,
+        "built by": opened.model or "not said",
+        "versions": f"{version}, the newest {ago(replica.staleness_s())} stale",
+        "digest": f"{replica.digest:016x}, checked at every update since the newest snapshot",
+        "latest.json": "missing or unreadable" if latest is None else f"snapshot {latest.snapshot}, log {latest.log}",
+        "snapshots": _listed(lambda: _numbers(opened.snapshots())),
+        "folds": _listed(lambda: _folds(opened)),
+        "updates": _listed(lambda: f"{len(opened.updates()):,}"),
+    }.items():
+        summary.add_row(key, value)
+    stdout.print(summary)
+    rows = Table("version", "run", "elements", "bytes", "digest", box=None, pad_edge=False)
+    for number in range(max(1, version - last + 1), version + 1):
+        found = opened.read(number)
+        if found is not None:
+            update, size = found
+            cells = f"{update.run:016x}", f"{update.elements:,}", f"{size:,}", f"{update.digest_after:016x}"
+            rows.add_row(str(number), *cells)
+    stdout.print(rows)
+
+
+@log_app.command("verify")
+@named_errors
+def verify(log: Log) -> None:
+    """Reads and replays everything in a log. Status 1, and a line for each problem, where there is any."""
+    with _observed("versions") as observe:
+        found = maintain.verify(_opened(log), observe)
+    for name, meaning in found.problems:
+        typer.echo(f"{name}: {meaning}")
+    read = f"{found.updates:,} updates, {found.folds:,} folds and {found.snapshots:,} snapshots, up to {found.head}"
+    typer.echo(f"{read}: {len(found.problems) or 'no'} problem{'s' * (len(found.problems) != 1)}")
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@log_app.command("fold")
+@named_errors
+def fold(log: Log) -> None:
+    """Writes the folds that are missing, for example after a crash. Harmless to repeat."""
+    with _observed("versions") as observe:
+        written = maintain.fold(_opened(log), observe)
+    for first, last in written:
+        typer.echo(f"wrote the fold from {first} to {last}")
+    if not written:
+        typer.echo("no fold was missing")
+
+
+@log_app.command("prune")
+@named_errors
+def prune(
+    log: Log,
+    keep: Annotated[int, typer.Option(help="Versions back from the newest that readers may be.", min=0)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Deletes what no reader of the newest versions needs."""
+    opened = _opened(log)
+    names = opened.prunable(keep) if dry_run else opened.prune(keep)
+    for name in names:
+        typer.echo(f"{'would delete' if dry_run else 'deleted'} {name}")
+    typer.echo(f"{len(names):,} objects")
+
+
+@log_app.command("rollback")
+@named_errors
+def rollback(
+    log: Log,
+    to: Annotated[int, typer.Option(help="The version whose state comes back.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Takes every replica back to an older state, by a new version. A publisher that is open must be opened again."""
+    opened = _opened(log)
+    if not yes:
+        typer.confirm(f"take all replicas from version {maintain.head_of(opened)} back to {to}?", abort=True)
+    update = maintain.rollback(opened, to)
+    typer.echo(f"version {update.version} has the state of version {to}, digest {update.digest_after:016x}")
+
+
+@log_app.command("diff")
+@named_errors
+def diff(
+    log: Log,
+    first: Annotated[int, typer.Argument(help="A version.", show_default=False)],
+    second: Annotated[int, typer.Argument(help="Another one.", show_default=False)],
+) -> None:
+    """Shows how the tensors of two versions differ."""
+    found = maintain.differences(_opened(log), first, second)
+    rows = Table("tensor", "elements", "differing", "largest", "relative L2", box=None, pad_edge=False)
+    for row in found:
+        cells = f"{row.elements:,}", f"{row.differing:,}", f"{row.largest:.4g}", f"{row.relative_l2:.4g}"
+        rows.add_row(row.name, *cells)
+    elements, differing = sum(row.elements for row in found), sum(row.differing for row in found)
+    rows.add_row("total", f"{elements:,}", f"{differing:,}", f"{max((r.largest for r in found), default=0):.4g}", "")
+    stdout.print(rows)
+
+
+@log_app.command("export")
+@named_errors
+def export(
+    log: Log,
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.", show_default=False)],
+    version: Annotated[int | None, typer.Option(help="Default: the newest.")] = None,
+) -> None:
+    """Writes any version that a log holds as a safetensors file."""
+    opened = _opened(log)
+    wanted = Replica(opened).sync() if version is None else version
+    try:
+        snapshot = maintain.export(opened, out, wanted)
+    except OSError as error:
+        raise ConfigError("out", f"{out} cannot be written: {error}") from error
+    typer.echo(f"{out}: version {snapshot.version}, digest {snapshot.state.digest:016x}")
+
+
+def _opened(log: str) -> UpdateLog:
+    opened = open_log(log)
+    _ = opened.schema
+    if not opened.begun():
+        raise LogNotFound(log)
+    return opened
+
+
+def _listed(tell: Callable[[], str]) -> str:
+    try:
+        return tell()
+    except ReadOnlyLog:
+        return _NOT_LISTED
+
+
+def _numbers(versions: list[int]) -> str:
+    return ", ".join(map(str, versions[-5:])) + (f" ({len(versions)} in all)" if len(versions) > 5 else "")
+
+
+def _folds(log: UpdateLog) -> str:
+    folds = log.folds()
+    size = sum(len(log.store.read(f"folds/{first:012d}-{last:012d}.eg") or b"") for first, last in folds)
+    return f"{len(folds):,}, {size:,} bytes"
+
+
+@contextmanager
+def _observed(text: str) -> Iterator[Callable[[int, int], None]]:
+    with progress(text) as bars:
+        bar = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
