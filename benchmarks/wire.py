@@ -8,8 +8,9 @@ For each model and density, the medians over the updates of a trace (see `benchm
   all sets are as likely;
 - `bits_per_element`, `bytes`: the whole update without statistics, header included; `reduction`: a full push of the
   model (float32) against that; `reduction_with_buffers`: against the whole update, statistics and counters included;
-- `raw_bytes`: 4-byte index and 4-byte value an element; `zstd_bytes`: the dense float32 difference of the parameters,
-  compressed at level 3 (every tenth update); `full_bytes`: all tensors.
+- `raw_bytes`: 4-byte index and 4-byte value an element; `full_bytes`: all tensors;
+- `zstd1_bytes`, `zstd3_bytes`: what Zstandard at level 1 and 3 makes of the whole update told densely, as the float32
+  difference of every element, or, where that is smaller, the exclusive or of its bits (every tenth update).
 
 `codec`: million elements a second that plain numpy codes and decodes, of steps at uniform positions.
 """
@@ -57,13 +58,15 @@ def measure(log: UpdateLog, model: str, density: float) -> dict[str, Any]:
         state.commit(state.check(update, version - 1))
         if version > SKIPPED:
             rows.append(_row(update, size, state, before))
-    median = {key: statistics.median(row[key] for row in rows if key in row) for key in rows[-1] | rows[-2]}
+    if not rows:
+        raise SystemExit(f"a trace of {SKIPPED} steps or fewer has nothing to measure; take more --steps")
+    keys = dict.fromkeys(key for row in rows for key in row)
+    median = {key: statistics.median(row[key] for row in rows if key in row) for key in keys}
     full = log.schema.nbytes
     return {
         "model": model,
         "density": density,
         **median,
-        "bytes_with_buffers": median["bytes_with_buffers"],
         "full_bytes": full,
         "reduction": full / median["bytes"],
         "reduction_with_buffers": full / median["bytes_with_buffers"],
@@ -88,8 +91,10 @@ def _row(update: Update, size: int, state: State, before: np.ndarray[Any, Any] |
         "raw_bytes": 8 * k,
     }
     if before is not None:
-        moved = state.arrays[0] - before
-        row["zstd_bytes"] = len(zstandard.ZstdCompressor(level=3).compress(moved.tobytes()))
+        after = state.arrays[0]
+        dense = (after - before).tobytes(), (after.view("u4") ^ before.view("u4")).tobytes()
+        for level in (1, 3):
+            row[f"zstd{level}_bytes"] = min(len(zstandard.compress(data, level)) for data in dense)
     return row
 
 
@@ -131,7 +136,7 @@ def main() -> None:
             if not arguments.json:
                 print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
     codec = [throughput(k) for k in (100_000, 1_000_000)]
-    print(json.dumps({"results": rows, "codec": codec, "machine": machine()}))
+    print(json.dumps({"results": rows, "codec": codec, "zstandard": zstandard.__version__, "machine": machine()}))
 
 
 if __name__ == "__main__":
