@@ -25,7 +25,7 @@ def round_trip(indices: np.ndarray) -> np.ndarray:
     (found,) = decode(data, SCHEMA).sections
     assert isinstance(found, Steps)
     assert np.array_equal(found.negative, signs)
-    assert len(data) < 72 + 16 + 6 * len(indices) + 16, "never above 48 bits a place"
+    assert len(data) < 64 + 16 + 6 * len(indices) + 16, "never above 48 bits a place"
     return found.indices
 
 
