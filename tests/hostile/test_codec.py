@@ -296,7 +296,7 @@ WORST = {
     "one run of differences": body(11, b"\0", one_run(7 * SIZE), equal_differences(7 * SIZE),
                                    count=7 * SIZE),
     "differences": body(3, b"\0", ones(4 * SIZE), equal_differences(4 * SIZE), count=4 * SIZE),
-    "small sections": update(section(2, rice(0), b"\0", dtype=11, count=1) * (SIZE // 5)),
+    "small sections": update(section(2, rice(0), b"\0", dtype=11, count=1) * (SIZE // 40)),
 }  # fmt: skip
 
 

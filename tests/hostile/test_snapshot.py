@@ -80,7 +80,7 @@ REJECTED = {
     "bytes left over": (GOOD + b"\0", "left over"),
     "no metadata": (rewritten(lambda table: table.pop("__metadata__")), "it is of schema None"),
     "another schema": (metadata(schema="0" * 32), "it is of schema 000"),
-    "no schema": (metadata(schema=None), "evergrad.schema"),
+    "no schema": (metadata(schema=None), "it is of schema None"),
     "no version": (metadata(version=None), "evergrad.version"),
     "version below zero": (metadata(version="-1"), "evergrad.version is '-1'"),
     "version with a sign": (metadata(version="+7"), "evergrad.version is '+7'"),

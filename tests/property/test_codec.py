@@ -11,7 +11,7 @@ from evergrad.schema import MAX_ELEMENTS, Schema
 from evergrad.update import Steps, Update
 
 SCHEMA = Schema([("w", "F32", (MAX_ELEMENTS,))])
-FAR = st.sets(st.integers(0, MAX_ELEMENTS - 1), max_size=40)
+FAR = st.sets(st.integers(0, MAX_ELEMENTS - 1), min_size=1, max_size=40)
 GAPS = st.lists(st.integers(0, 3) | st.integers(0, 1 << 30), min_size=1, max_size=500)
 
 
