@@ -92,7 +92,7 @@ def main() -> int:
         child = os.fork()  # libFuzzer never returns: the parent takes the folder away
         if not child:
             write_seeds(Path(folder))
-            atheris.Setup([*sys.argv, "-max_len=800", "-timeout=20", "-rss_limit_mb=1024", folder], try_one)
+            atheris.Setup([*sys.argv, "-max_len=800", "-timeout=20", "-rss_limit_mb=4096", folder], try_one)
             atheris.Fuzz()
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from evergrad.schema import STORAGE, Schema
-from evergrad.update import Section, State, Steps, Values
+from evergrad.update import Differences, Section, State, Steps, Values
 from tests.builders import new_state
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -28,7 +28,14 @@ def sections(draw: st.DrawFn, schema: Schema) -> Section:
     if group.dtype == "F32" and draw(st.booleans()):
         signs = draw(st.lists(st.booleans(), min_size=len(indices), max_size=len(indices)))
         scale = draw(st.floats(2.0**-100, 2.0**100, width=32))
-        return Steps(indices, np.array(signs, dtype=np.bool_), scale)
+        levels = draw(st.none() | st.lists(st.integers(0, 20), min_size=len(indices), max_size=len(indices)))
+        told = None if levels is None else np.array(levels, dtype=np.uint8)
+        return Steps(indices, np.array(signs, dtype=np.bool_), scale, told)
+    if group.dtype != "BOOL" and not group.dtype.startswith(("F", "BF")) and draw(st.booleans()):
+        size = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-3, 3)
+        moved = draw(st.lists(size, min_size=len(indices), max_size=len(indices)))
+        shift = draw(st.integers(0, 8 * group.storage.itemsize - 1))
+        return Differences(indices, np.array(moved, dtype=np.int64), shift, group.dtype)
     raw = new_state(schema, draw(st.integers(0, 99))).arrays[schema.groups.index(group)]
     return Values(indices, raw[indices - group.start], group.dtype)
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 
 from evergrad.errors import BaseMismatch, CorruptRecord, DigestMismatch, SchemaMismatch
 from evergrad.schema import STORAGE, Schema
-from evergrad.update import Section, State, Steps, digest, finite, fold, mix
+from evergrad.update import (
+    Differences,
+    Section,
+    State,
+    Steps,
+    Values,
+    compose,
+    differences,
+    digest,
+    from_ordered,
+    mix,
+    to_ordered,
+    values_of,
+)
+from evergrad.update.digest import sum_mix, valid
 from tests.builders import copy_of, equal_states, new_state, small_schema, steps, update_of, values
 
 
@@ -94,21 +109,26 @@ def test_index_outside_its_dtype_is_refused(section: Section) -> None:
         [values([3], [3e38]), steps([3], 3e38, [False])],
         [values([18], [0x7F80], "BF16")],
         [values([18], [0xFFC1], "BF16")],
+        [values([21], [2], "BOOL")],
+        [Steps(np.array([3]), np.array([True]), 3e38, np.array([63], "u1"))],
     ],
-    ids=["nan", "infinity", "overflow", "bf16 infinity", "bf16 nan"],
+    ids=["nan", "infinity", "overflow", "bf16 infinity", "bf16 nan", "boolean", "level"],
 )
 def test_values_that_are_not_finite_are_refused(sections: list[Section]) -> None:
     state = new_state(small_schema())
-    with pytest.raises(CorruptRecord, match="NaN or infinite"):
+    with pytest.raises(CorruptRecord, match="NaN, infinite or no boolean"):
         state.resolve(sections)
 
 
-def test_finite_knows_every_dtype() -> None:
+def test_valid_knows_every_dtype() -> None:
     for dtype, storage in STORAGE.items():
-        assert finite(np.ones(3, storage), dtype).all()
-    assert finite(np.array([np.inf, 1, np.nan], "f2"), "F16").tolist() == [False, True, False]
-    assert finite(np.array([0x7F7F, 0x7F80, 0xFF80, 0x7FFF], "u2"), "BF16").tolist() == [True, False, False, False]
-    assert finite(np.array([0x7F80], "u2"), "U16").all()
+        assert valid(np.ones(3, storage), dtype)
+    for dtype, bad in (("F16", 0x7C00), ("BF16", 0x7F80), ("BF16", 0xFF80), ("BF16", 0x7FFF)):
+        assert not valid(np.array([0, bad], "u2").view(STORAGE[dtype]), dtype)
+    assert valid(np.array([0x7F7F], "u2"), "BF16")
+    assert valid(np.array([0x7F80], "u2"), "U16")
+    assert not valid(np.array([1, 2], "u1"), "BOOL")
+    assert valid(np.array([], "u1"), "BOOL")
 
 
 def test_check_accepts_the_next_update_and_commit_reaches_its_digest() -> None:
@@ -239,13 +259,103 @@ def test_arrays_that_do_not_fit_the_groups_are_refused() -> None:
             State(schema, [array])
 
 
-def test_fold_gives_the_values_now_and_leaves_out_untouched_groups() -> None:
+def test_composed_changes_hold_first_old_and_last_new_values() -> None:
     state = new_state(small_schema())
-    start = copy_of(state)
-    state.commit(state.resolve([steps([0, 3]), values([19], [7], "BF16")]))
-    folded = fold(state, {2: np.array([2]), 0: np.array([0, 3]), 1: np.array([], dtype=np.int64)})
-    assert [(part.dtype, part.indices.tolist()) for part in folded] == [("F32", [0, 3]), ("BF16", [19])]
-    assert equal_states(applied(start, *folded), state)
+    start, changes = copy_of(state), []
+    for sections in ([steps([0, 3])], [values([3, 5], [7, 8]), values([19], [7], "BF16")], [steps([0])], []):
+        changes.append(state.resolve(sections))
+        state.commit(changes[-1])
+    whole = compose(changes)
+    assert [(part.group, part.positions.tolist()) for part in whole.parts] == [(0, [0, 3, 5]), (2, [2])]
+    for part in whole.parts:
+        assert part.old.tobytes() == start.arrays[part.group][part.positions].tobytes()
+        assert part.new.tobytes() == state.arrays[part.group][part.positions].tobytes()
+    told = [section for section, _ in values_of(whole, state.schema)]
+    assert [(part.dtype, part.indices.tolist()) for part in told] == [("F32", [0, 3, 5]), ("BF16", [19])]
+    assert equal_states(applied(start, *told), state)
+    state.commit(whole.inverse())
+    assert equal_states(state, start)
+
+
+def test_changes_that_do_not_follow_each_other_are_refused() -> None:
+    state = new_state(small_schema())
+    with pytest.raises(BaseMismatch, match=f"{state.digest:016x}"):
+        compose([state.resolve([steps([1])]), state.resolve([steps([2])])])
+
+
+def extremes(dtype: str) -> np.ndarray:
+    """Zeros of both signs, subnormals, and the ends of the range."""
+    storage = STORAGE[dtype]
+    if dtype == "BF16":
+        return np.array([0xFF7F, 0xBF80, 0x8001, 0x8000, 0, 1, 0x3F80, 0x7F7F], "u2")
+    if storage.kind == "f":
+        info = np.finfo(storage)
+        tiny = info.smallest_subnormal
+        return np.array([info.min, -1, -tiny, -0.0, 0.0, tiny, 1, info.max], storage)
+    low, high = (0, 1) if dtype == "BOOL" else (int(np.iinfo(storage).min), int(np.iinfo(storage).max))
+    return np.array([low, min(low + 1, high), high // 2, high], storage)
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_ordered_bits_ascend_with_floating_values_and_come_back(dtype: str) -> None:
+    found = to_ordered(extremes(dtype), dtype)
+    assert from_ordered(found, dtype).tobytes() == extremes(dtype).tobytes()
+    assert from_ordered(found, dtype).dtype == STORAGE[dtype]
+    if dtype in ("F64", "F32", "F16", "BF16"):
+        assert (found[1:] > found[:-1]).all()
+    else:
+        assert found.tobytes() == extremes(dtype).tobytes()
+
+
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_differences_lead_between_any_two_extremes(dtype: str) -> None:
+    new = np.repeat(extremes(dtype), len(extremes(dtype)))
+    old = np.tile(extremes(dtype), len(extremes(dtype)))
+    told = differences(Values(np.arange(len(new)), new, dtype), old)
+    assert told.moved(old).tobytes() == new.tobytes()
+    assert (told.shift, told.dtype, told.differences.dtype) == (0, dtype, np.int64)
+    for shift in range(1, 8 * new.itemsize):
+        ordered = to_ordered(new, dtype)
+        cut = from_ordered(ordered >> ordered.dtype.type(shift) << ordered.dtype.type(shift), dtype)
+        assert differences(Values(np.arange(len(new)), cut, dtype), old, shift).moved(old).tobytes() == cut.tobytes()
+
+
+def test_difference_is_the_nearer_one_modulo_two_to_the_bits() -> None:
+    told = differences(Values(np.arange(2), np.array([255, 0], "u1"), "U8"), np.array([0, 255], "u1"))
+    assert told.differences.tolist() == [-1, 1]
+    top = differences(Values(np.arange(1), np.array([2**63 - 1]), "I64"), np.array([-(2**63)]))
+    assert top.differences.tolist() == [-1]
+    assert Differences(np.arange(1), np.array([3]), 2, "U8").moved(np.array([255], "u1")).tolist() == [
+        (63 + 3) % 64 * 4
+    ]
+
+
+def test_steps_with_levels_move_by_powers_of_two() -> None:
+    state = zeros(small_schema())
+    moved = applied(state, Steps(np.array([0, 1, 2]), np.array([False, True, False]), 0.1, np.array([0, 3, 63], "u1")))
+    scale = np.float32(0.1)
+    assert moved.arrays[0][:3].tolist() == [scale, -scale * 8, scale * np.float32(2.0**63)]
+
+
+@numba.njit
+def twin(first: int, bits: np.ndarray) -> np.uint64:
+    total, index = np.uint64(0), np.uint64(first)
+    for value in bits:
+        x = index * np.uint64(0x9E3779B97F4A7C15) + value
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total += x ^ (x >> np.uint64(31))
+        index += np.uint64(1)
+    return total
+
+
+def test_digest_is_that_of_a_scalar_compiled_twin_in_either_byte_order() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**64, 200_000, dtype=np.uint64, endpoint=False)
+    first = (1 << 40) - len(bits)
+    expected = int(twin(first, bits))
+    assert sum_mix(first, bits) % 2**64 == expected
+    assert sum_mix(first, bits.astype(">u8")) % 2**64 == expected
+    assert sum_mix(first, bits.view("f8").astype(">f8")) % 2**64 == int(twin(first, bits.view("f8").view("u8")))
 
 
 def test_scale_is_rounded_to_float32_where_it_is_applied() -> None:

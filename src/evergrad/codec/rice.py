@@ -26,6 +26,7 @@ MAX_PARAMETER = 56
 """What a 64-bit word can hold of one value from any bit of its first byte on."""
 _SMALLEST_BITS, _SPREAD_BITS = 6, 4
 _MAX_SPREAD = (1 << _SPREAD_BITS) - 1
+_CHUNK = 1 << 14
 
 Words = npt.NDArray[np.uint64]
 _ONE, _WORD = np.uint64(1), np.uint64(64)
@@ -116,10 +117,13 @@ def read_rice(reader: Reader, count: int) -> Words:
     reader.offset = first + (bits + 7 >> 3)
     if bits & 7 and reader.data[reader.offset - 1] & 0xFF >> (bits & 7):
         raise reader.fail("padding bits are not zero")
-    high = (np.diff(ends, prepend=-1) - 1).view(np.uint64)
+    ends[1:] -= ends[:-1] + 1
+    high = ends.view(np.uint64)
     if (high >> np.minimum(_WORD - widths, np.uint64(63))).any():
         raise reader.fail("a value has more than 64 bits")
-    return high << widths | low
+    high <<= widths
+    high |= low
+    return high
 
 
 def _parameters(values: Words, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> Words:
@@ -181,12 +185,15 @@ def unpack_fields(data: bytes, stops: Words, widths: Words) -> Words:
     padded = np.frombuffer(data + bytes(9), dtype=np.uint8)
     # The big-endian word that begins at each byte, wherever it lies in memory.
     words: npt.NDArray[Any] = np.ndarray(len(padded) - 8, dtype=">u8", buffer=padded, strides=(1,))
-    starts = stops - widths
-    byte, bit = (starts >> np.uint64(3)).astype(np.int64), starts & np.uint64(7)
-    here = words[byte].astype(np.uint64) << bit
-    if int(widths.max()) > 57:  # then a value may reach into a ninth byte
-        here |= padded[byte + 8].astype(np.uint64) >> (np.uint64(8) - bit)
-    result: Words = np.where(widths > 0, here >> (_WORD - widths & np.uint64(63)), np.uint64(0))
+    result = np.empty(len(widths), dtype=np.uint64)
+    for first in range(0, len(widths), _CHUNK):  # what is worked with stays small beside the values
+        part = slice(first, first + _CHUNK)
+        starts, width = stops[part] - widths[part], widths[part]
+        byte, bit = (starts >> np.uint64(3)).astype(np.int64), starts & np.uint64(7)
+        here = words[byte].astype(np.uint64) << bit
+        if int(width.max()) > 57:  # then a value may reach into a ninth byte
+            here |= padded[byte + 8].astype(np.uint64) >> (np.uint64(8) - bit)
+        result[part] = np.where(width > 0, here >> (_WORD - width & np.uint64(63)), np.uint64(0))
     return result
 
 
@@ -198,7 +205,9 @@ def _ones(reader: Reader, first: int, skip: int, count: int) -> npt.NDArray[np.i
         bits[:skip] = 0
         ends = np.flatnonzero(bits)
         if len(ends) >= count:
-            return ends[:count] - skip
+            found: npt.NDArray[np.int64] = ends[:count]
+            found -= skip
+            return found
         if first + window >= len(reader.data):
             raise reader.fail(f"{len(ends)} values, it should hold {count}")
         window *= 2

@@ -109,7 +109,7 @@ class SnapshotReader:
             raise self._fail(f"it is of schema {self.metadata.get('evergrad.schema')}, not {schema.fingerprint}")
         self._order = self._checked(entries)
         self.info = SnapshotInfo(
-            version=self._number("version", 10),
+            version=self._number("version", 10, below=1 << 63),
             run=self._number("run", 16),
             newest_us=self._number("newest_us", 10),
             digest=self._number("digest", 16),
@@ -144,9 +144,10 @@ class SnapshotReader:
                 raise self._fail(f"tensor {spec.name!r} lies at {entry.data_offsets}, it should at {(start, stop)}")
         return order
 
-    def _number(self, key: str, base: int) -> int:
+    def _number(self, key: str, base: int, below: int = 1 << 64) -> int:
         text = self.metadata.get(f"evergrad.{key}", "")
-        if not re.fullmatch("[0-9]{1,19}" if base == 10 else "[0-9a-f]{16}", text):
+        fits = re.fullmatch("[0-9]{1,20}" if base == 10 else "[0-9a-f]{16}", text)
+        if not fits or int(text, base) >= below:
             raise self._fail(f"evergrad.{key} is {text[:40]!r}")
         return int(text, base)
 

@@ -78,7 +78,9 @@ def read_differences(reader: Reader, count: int) -> npt.NDArray[np.int64]:
     off = read_rice(reader, count)
     if int(off.max()) > 128:
         raise reader.fail("a difference of more than 64 bits")
-    lengths = np.repeat(medians, BLOCK)[:count] + _unzigzag(off)
+    lengths = _unzigzag(off)
+    del off  # memory: every array here is eight bytes for each bit that a byte may tell a difference by
+    lengths += np.repeat(medians, BLOCK)[:count]
     if int(lengths.min()) < 0 or int(lengths.max()) > 64:
         raise reader.fail("a difference of more than 64 bits")
     widths = np.maximum(lengths - 1, 0).view(np.uint64)
@@ -87,7 +89,13 @@ def read_differences(reader: Reader, count: int) -> npt.NDArray[np.int64]:
     data = reader.take((used + 7) >> 3)
     if used & 7 and data[-1] & 0xFF >> (used & 7):
         raise reader.fail("padding bits are not zero")
-    return _unzigzag(unpack_fields(data, stops, widths) | (lengths > 0).astype(np.uint64) << widths)
+    folded = unpack_fields(data, stops, widths)
+    del stops
+    highest = (lengths > 0).astype(np.uint64)
+    highest <<= widths
+    folded |= highest
+    del lengths, widths, highest
+    return _unzigzag(folded)
 
 
 def _zigzag(values: npt.NDArray[np.int64]) -> Words:

@@ -116,6 +116,8 @@ def compact(values: Values, old: Array, shift: int = 0) -> Section:
         old: what the elements were when the update applies, one per index.
         shift: as in `update.differences`; the differences are taken where it is not zero.
     """
+    if not len(values.indices):
+        return values
     told = differences(values, old, shift)
     return told if shift or len(write_differences(told.differences)) < values.values.nbytes else values
 

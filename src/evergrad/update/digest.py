@@ -38,7 +38,8 @@ def _finalize(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _bits(values: Array) -> npt.NDArray[np.uint64]:
-    return values.view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    unsigned = np.dtype(f"u{values.dtype.itemsize}").newbyteorder(values.dtype.byteorder)
+    return values.view(unsigned).astype(np.uint64)
 
 
 def union(parts: Sequence[Indices]) -> Indices:

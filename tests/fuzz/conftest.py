@@ -1,0 +1,3 @@
+"""The fuzzer instruments what it imports: it is run, never collected."""
+
+collect_ignore = ["fuzz_update.py"]
