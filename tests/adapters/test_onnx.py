@@ -73,8 +73,7 @@ def model_of(
     zeros = [numpy_helper.from_array(np.zeros(t.shape, "f4"), t.name) for t in tensors if t not in fed]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "g", inputs, [output], zeros)
-    model = helper.make_model(graph, **{"opset_imports": [helper.make_opsetid("", 17)], "ir_version": 8, **options})
-    return model
+    return helper.make_model(graph, **{"opset_imports": [helper.make_opsetid("", 17)], "ir_version": 8, **options})
 
 
 def mlp(kind: str = "initialisers", **options: Any) -> bytes:
