@@ -109,7 +109,7 @@ def test_fold_is_the_sections_of_its_updates_under_one_header_of_this_name() -> 
     assert fold[:8].hex() == "4547010002000000"
     assert fold[16:40] == parts[1][16:40], "version, run and schema are the last update's"
     assert (fold[40:48], fold[48:56]) == (parts[0][40:48], parts[1][48:56])
-    assert fold[56:64] == (7).to_bytes(8, "little"), "the newest example of any"
+    assert fold[56:64] == (5).to_bytes(8, "little"), "the newest example as of the last update"
     assert fold[64:] == parts[0][64:] + parts[1][64:]
     found = log.read_fold(0, 2)
     assert found is not None

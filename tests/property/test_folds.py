@@ -60,7 +60,7 @@ def test_every_form_of_a_fold_leads_where_its_updates_do(chain: tuple[State, lis
     joined = concatenate([encode(update) for update in updates])
     fold = decode(joined, SCHEMA)
     assert (fold.base_version, fold.version) == (0, len(updates))
-    assert fold.newest_us == max(update.newest_us for update in updates)
+    assert fold.newest_us == next((u.newest_us for u in reversed(updates) if u.newest_us), 0)
     forms = [fold, *(replace(fold, sections=tuple(f(fold.sections, after))) for f in (absolute, absolute_once))]
     for state in (after, None):
         smallest = smallest_fold(joined, SCHEMA, state)

@@ -57,7 +57,7 @@ class OnnxSession:
     Raises:
         SchemaMismatch: a tensor is missing, or differs in dtype or shape.
         NotSynced: the replica holds no version yet.
-        ConfigError: not an ONNX file, one of before 2018, or another provider.
+        ConfigError: not an ONNX file, one of format 3 or older, or another provider.
         MissingDependency: onnxruntime is not installed.
     """
 

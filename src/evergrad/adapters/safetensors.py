@@ -33,6 +33,8 @@ _RETRY_S = 1.0
 class SafetensorsFile:
     """Keeps the file at `path` equal to the newest version of `replica`, by `refresh` or, with `follow`, by itself.
 
+    Only the user who writes the file may read it (mode 0600).
+
     Args:
         replica: the caller follows with it, and closes it.
         path: in a directory that exists; what is there is overwritten.
