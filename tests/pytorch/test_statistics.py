@@ -34,14 +34,14 @@ def numbers(array: Array, dtype: str) -> Array:
 
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=200),
-    st.sampled_from([0.001, 0.01, 0.02, 0.3, 0.99]),
+    st.sampled_from([0.001, 0.01, 0.015625, 0.02, 0.3, 0.5, np.nextafter(0.5, 0), 0.99]),
 )
-def test_told_values_are_within_half_the_tolerance(new: list[float], tolerance: float) -> None:
+def test_told_values_are_within_the_tolerance(new: list[float], tolerance: float) -> None:
     live = np.concatenate((np.float32(new), EDGES))
     old = np.random.default_rng(0).standard_normal(len(live)).astype("f4")
     after = told(tell_within(values(live), old, tolerance), old)
     off = np.abs(after.astype("f8") - live.astype("f8"))
-    assert (off <= tolerance / 2 * np.abs(live.astype("f8"))).all()
+    assert (off <= tolerance * np.abs(live.astype("f8"))).all()
     assert (np.signbit(after) == np.signbit(live)).all()
 
 
@@ -54,7 +54,7 @@ def test_every_floating_dtype_is_rounded_within_the_tolerance(dtype: str) -> Non
         live, old = (rng.standard_normal(500).astype(STORAGE[dtype]) for _ in range(2))
     after = numbers(told(tell_within(values(live, dtype), old, 0.02), old), dtype).astype("f8")
     exact = numbers(live, dtype).astype("f8")
-    assert (np.abs(after - exact) <= 0.01 * np.abs(exact)).all()
+    assert (np.abs(after - exact) <= 0.02 * np.abs(exact)).all()
 
 
 @pytest.mark.parametrize(("tolerance", "dtype"), [(0.0, "F32"), (0.02, "I64"), (0.02, "BOOL"), (1e-9, "F32")])
@@ -65,13 +65,13 @@ def test_without_tolerance_and_for_integers_everything_is_told_exactly(tolerance
     assert after.tobytes() == live.tobytes()
 
 
-def test_a_drift_of_a_few_percent_costs_five_bits_an_element() -> None:
+def test_a_drift_of_a_few_percent_costs_four_bits_an_element() -> None:
     rng = np.random.default_rng(3)
     old = rng.random(2000).astype("f4") + np.float32(0.5)
     live = (old * (1 + 0.04 * rng.standard_normal(2000))).astype("f4")
     sections = tell_within(values(live), old, 0.02)
     assert [type(section) for section in sections] == [Differences]
-    assert encoded_bytes(sections) < 1200 < encoded_bytes([values(live)])
+    assert encoded_bytes(sections) < 1000 < encoded_bytes([values(live)])
 
 
 def test_a_counter_that_moves_by_one_costs_next_to_nothing() -> None:

@@ -102,7 +102,7 @@ class Publisher:
             untouched, the deployed weights follow it). A closure passed to `optimizer.step` runs at the master either
             way.
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
-            itself, rounded to within half of it. 0: exactly, whenever it moves.
+            itself, rounded to within that. 0: exactly, whenever it moves.
         snapshot_every: versions between two snapshots, at most.
         snapshot_every_bytes: bytes of updates between two snapshots, at most; default: those of the model.
         keep_versions: how many versions back a reader may be and still find every update; what is older, and no
