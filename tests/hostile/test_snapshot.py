@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from evergrad.codec import decode_snapshot, encode_snapshot
 from evergrad.errors import CorruptRecord
 from evergrad.schema import Schema
+from evergrad.update import State
 from tests.builders import RUN, equal_states, new_state, small_schema, snapshot_of
 
 SCHEMA = small_schema()
@@ -185,3 +187,15 @@ def test_several_altered_bytes_of_the_header_never_give_another_state(data: st.D
             st.integers(0, 255) | st.sampled_from(b'0123456789[]{}",:')
         )
     decode_or_refuse(bytes(raw))
+
+
+def test_a_model_larger_than_any_memory_is_refused_by_name() -> None:
+    schema = Schema([("w", "F64", (1 << 40,))])
+    empty = Schema([("w", "F64", (0,))])
+    data = encode_snapshot(snapshot_of(State(empty, [np.empty(0)]), 0))
+    data = data.replace(empty.fingerprint.encode(), schema.fingerprint.encode())
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b'"shape":[0],"data_offsets":[0,0]', b'"shape":[%d],"data_offsets":[0,%d]'
+                                          % (1 << 40, 1 << 43))  # fmt: skip
+    with pytest.raises(CorruptRecord):
+        decode_snapshot(len(header).to_bytes(8, "little") + header, schema)

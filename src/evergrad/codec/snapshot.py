@@ -204,7 +204,10 @@ def read_snapshot(chunks: Iterable[bytes], schema: Schema, name: str = "snapshot
     """
     reader = SnapshotReader(chunks, schema, name)
     # The table may claim more than the file holds; memory that nobody writes to is not taken.
-    arrays = tuple(np.empty(group.size, dtype=group.storage) for group in schema.groups)
+    try:
+        arrays = tuple(np.empty(group.size, dtype=group.storage) for group in schema.groups)
+    except MemoryError as error:
+        raise CorruptRecord(name, f"it claims {schema.nbytes} bytes, more than this machine has") from error
     info = reader.fill(arrays)
     state = State(schema, arrays, info.digest)
     return Snapshot(version=info.version, run=info.run, newest_us=info.newest_us, state=state)

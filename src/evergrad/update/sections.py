@@ -11,6 +11,8 @@ import numpy.typing as npt
 from evergrad.schema import FLOATING, STORAGE, Schema
 from evergrad.update.digest import Array, Indices
 
+_CHUNK = 1 << 16
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
@@ -80,12 +82,16 @@ class Differences:
 
     def moved(self, old: Array) -> Array:
         """What elements become that were `old`."""
-        ordered = to_ordered(old, self.dtype)
-        kind = ordered.dtype.type
-        ordered >>= kind(self.shift)
-        ordered += self.differences.view(np.uint64).astype(ordered.dtype)
-        ordered <<= kind(self.shift)
-        return from_ordered(ordered, self.dtype)
+        new = np.empty_like(old)
+        for start in range(0, len(old), _CHUNK):  # bounded memory, whatever an update claims
+            part = slice(start, start + _CHUNK)
+            ordered = to_ordered(old[part], self.dtype)
+            kind = ordered.dtype.type
+            ordered >>= kind(self.shift)
+            ordered += self.differences[part].view(np.uint64).astype(ordered.dtype)
+            ordered <<= kind(self.shift)
+            new[part] = from_ordered(ordered, self.dtype)
+        return new
 
 
 Section = Steps | Values | Differences
