@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import xxhash
@@ -62,15 +63,12 @@ def decode(data: bytes, schema: Schema, name: str = "update") -> Update:
         CorruptRecord: truncated, altered, or not an update of such a model.
         UnsupportedFormat: written by a newer release.
     """
-    span, version, run, fingerprint, before, after, newest_us = _read_header(data, name)
+    header = decode_header(data, name)
     reader = Reader(data, HEADER_BYTES, name)
     sections = []
     while reader.offset < len(data):
         sections.append(_decode_section(reader, schema.elements))
-    return Update(
-        base_version=version - span, version=version, run=run, schema=fingerprint, digest_before=before,
-        digest_after=after, newest_us=newest_us, sections=tuple(sections),
-    )  # fmt: skip
+    return replace(header, sections=tuple(sections))
 
 
 def decode_header(data: bytes, name: str = "update") -> Update:
