@@ -36,8 +36,8 @@ class ModuleTensor:
 def module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str]]:
     """All that `state_dict` would hold, each tensor once, and the aliases of the tied ones.
 
-    Parameters come first, then buffers, each in the order of `state_dict`: statistics, many of which move at each step,
-    then lie side by side, and their indices cost few bits.
+    Buffers come first, then parameters, each in the order of `state_dict`: statistics, many of which move at each step,
+    then lie side by side at small indices, which cost few bits.
 
     Raises:
         SchemaMismatch: a tensor that cannot be deployed (a dtype that safetensors has no name for, or not on the CPU).
@@ -55,11 +55,11 @@ def module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str
             expected = f"a dense CPU tensor of {', '.join(_TYPES)}"
             raise SchemaMismatch(name, expected, f"{value.dtype} on {value.device}, {value.layout}")
         found[id(value)] = ModuleTensor(name, value, isinstance(value, nn.Parameter))
-    return sorted(found.values(), key=lambda each: not each.parameter), aliases
+    return sorted(found.values(), key=lambda each: each.parameter), aliases
 
 
 def schema_of(module: nn.Module) -> Schema:
-    """The schema of a module's parameters, then its persistent buffers. Raises SchemaMismatch."""
+    """The schema of a module's persistent buffers, then its parameters. Raises SchemaMismatch."""
     tensors, aliases = module_tensors(module)
     return Schema([(t.name, _NAMES[t.tensor.dtype], tuple(t.tensor.shape)) for t in tensors], aliases)
 
