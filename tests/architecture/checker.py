@@ -29,6 +29,7 @@ SERVE = ("serve/",)
 CLI = ("cli/",)
 OWNERS = {
     "torch": ("pytorch/", "demo/lenet.py"),
+    "numba": ("pytorch/kernels.py",),
     "kserve": SERVE,
     "fastapi": SERVE,
     "starlette": SERVE,

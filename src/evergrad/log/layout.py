@@ -183,14 +183,17 @@ class UpdateLog:
 
     # -- updates ----------------------------------------------------------------------------------------------------
 
-    def append(self, update: Update) -> int:
+    def append(self, update: Update, data: bytes | None = None) -> int:
         """Writes the next version; gives the bytes written.
+
+        Args:
+            data: the update's encoding, where the caller has it.
 
         Raises:
             WriterConflict: another publisher wrote this version.
             LogUnavailable: the store failed; the same update may be appended again.
         """
-        data, name = encode(update), _update_name(update.version)
+        data, name = encode(update) if data is None else data, _update_name(update.version)
         if not self._create_equal(name, data):
             raise WriterConflict(self.url, update.version, self._writer_of(name))
         self._recent[name] = data

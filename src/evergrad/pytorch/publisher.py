@@ -13,7 +13,6 @@ Cordonnier, Jaggi 2018, "Sparsified SGD with Memory"):
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
 import weakref
@@ -22,57 +21,38 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from evergrad.codec import compact, encoded_bytes
-from evergrad.errors import (
-    ConfigError,
-    CorruptRecord,
-    LogUnavailable,
-    OptimizerAttached,
-    ReplicaError,
-    UnsupportedFormat,
-    WeightsChanged,
-)
+from evergrad.errors import ConfigError, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
-from evergrad.pytorch.bridge import schema_of, state_of
-from evergrad.pytorch.select import even_step, top_k
+from evergrad.pytorch.begin import begin
+from evergrad.pytorch.mover import ValuesAs, make_mover
+from evergrad.pytorch.pending import Pending
+from evergrad.pytorch.select import GlobalTopK, Selector
 from evergrad.pytorch.weights import Weights, require_finite
-from evergrad.replica import Replica
-from evergrad.schema import Schema
-from evergrad.update import (
-    Change,
-    Section,
-    Snapshot,
-    Steps,
-    Update,
-    Values,
-    compose,
-    digest,
-    short_fingerprint,
-    values_of,
-)
+from evergrad.pytorch.writer import Keeping, Published, Writer
+from evergrad.update import Section
 
 logger = logging.getLogger(__name__)
 Forward = Literal["deployed", "master"]
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
-_MAX_CHANGES = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """One published update: its version, its bytes in the log, and how many element moves it holds."""
-
-    version: int
-    update_bytes: int
-    elements: int
+# What waits for a log that is down may take as much memory as this fraction of the model, 16 bytes an element.
+_MOST_WAITING_FRACTION = 1 / 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublisherStats:
-    """What a publisher has done so far; `full_push_bytes` is what one dense push of the model would cost."""
+    """What a publisher has done so far.
+
+    Attributes:
+        full_push_bytes: what one dense push of the model would cost.
+        select_s, encode_s, append_s: seconds in all that went into choosing and moving elements, coding updates, and
+            writing them and their folds to the log; the last two beside training where the publisher has a thread.
+        waiting: published runs that are not in the log yet.
+        unavailable: why the log cannot be written to at present; None: it can.
+    """
 
     version: int = 0
     digest: int = 0
@@ -80,6 +60,11 @@ class PublisherStats:
     update_bytes: int = 0
     snapshot_bytes: int = 0
     full_push_bytes: int = 0
+    select_s: float = 0.0
+    encode_s: float = 0.0
+    append_s: float = 0.0
+    waiting: int = 0
+    unavailable: str | None = None
 
     @property
     def fraction_of_full_pushes(self) -> float:
@@ -95,14 +80,22 @@ class Publisher:
 
     Args:
         model: on the CPU. With `forward="deployed"` its parameters show the deployed weights between steps.
-        optimizer: any, over parameters of `model`.
+        optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
+            (EMA); they are then followed (`forward="master"`), and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
         density: the fraction of parameter elements that move at each optimizer step, in (0, 1].
         forward: "deployed" (closed loop: gradients see the weights that users see) or "master" (open loop: training is
             untouched, the deployed weights follow it). A closure passed to `optimizer.step` runs at the master either
             way.
+        selector: which elements move; default: those that are furthest from the master, of all tensors.
+        values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
+            master; "exact": it becomes the master's value, as 4 bytes an element or a little less.
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself, rounded to within that. 0: exactly, whenever it moves.
+        every_steps: publishes by itself after each so many optimizer steps; None: when `publish` is called.
+        background: a thread codes and writes updates while training goes on, and a log that is slow or gone does not
+            hold it up: what moves waits, folded, in bounded memory (see `stats`).
+        on_published: called with each update that is in the log, on the thread that wrote it.
         snapshot_every: versions between two snapshots, at most.
         snapshot_every_bytes: bytes of updates between two snapshots, at most; default: those of the model.
         keep_versions: how many versions back a reader may be and still find every update; what is older, and no
@@ -119,85 +112,71 @@ class Publisher:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,
         log: str | UpdateLog,
         *,
         density: float = 1e-3,
         forward: Forward = "deployed",
+        selector: Selector | None = None,
+        values: ValuesAs = "steps",
         buffer_tolerance: float = 0.02,
+        every_steps: int | None = None,
+        background: bool = False,
+        on_published: Callable[[Published], None] | None = None,
         snapshot_every: int = 1000,
         snapshot_every_bytes: int | None = None,
         keep_versions: int | None = None,
         factory: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_settings(density, forward, buffer_tolerance, snapshot_every)
-        _check_bounds(snapshot_every_bytes, keep_versions)
-        if not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
-            raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
+        _check_settings(density, forward, values, buffer_tolerance, snapshot_every)
+        _check_bounds(snapshot_every_bytes, keep_versions, every_steps)
+        _check_optimizer(model, optimizer, forward)
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
-        if optimizer in _attached:
+        if optimizer is not None and optimizer in _attached:
             raise OptimizerAttached(_attached[optimizer])
         self._model, self._optimizer = model, optimizer
-        self._tolerance, self._snapshot_every, self._clock = buffer_tolerance, snapshot_every, clock
-        self._snapshot_every_bytes, self._keep_versions = snapshot_every_bytes, keep_versions
-        self._run = secrets.randbits(64)
-        self._steps = self._updates = self._update_bytes = self._snapshot_bytes = self._bytes_since_snapshot = 0
-        self._newest_us = 0
-        self._pending: list[Section] = []
-        self._changes: list[Change] = []
-        self._unsent: Update | None = None
-        schema = schema_of(model)
+        self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
+        self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
-        if self._log.begun():
-            self._continue_log(schema)
-        else:
-            self._state, self._version = state_of(model), 0
-            self._snapshot_bytes += self._log.begin(self._snapshot(), factory)
-            self._snapshot_version = 0
-        self._published_digest = self._state.digest
+        run = secrets.randbits(64)
+        self._state, head, snapshot_bytes = begin(self._log, model, run, factory)
+        self._pending = self._nothing()
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
-        self._attach(density)
+        self._mover = make_mover(
+            self._weights.pairs, self._state, lambda: self._weights.check_finite(self._steps),
+            selector or GlobalTopK(), values,
+        )  # fmt: skip
+        self._k = max(1, round(density * sum(pair.master.numel() for pair in self._weights.pairs())))
+        nbytes = self._state.schema.nbytes
+        keeping = Keeping(
+            snapshot_every=snapshot_every,
+            snapshot_every_bytes=nbytes if snapshot_every_bytes is None else snapshot_every_bytes,
+            keep_versions=keep_versions,
+        )
+        self._writer = Writer(
+            self._log, self._state, head, run, keeping, background=background, on_published=on_published
+        )
+        self._writer.written.snapshot_bytes = snapshot_bytes
+        self._attach()
 
-    def _continue_log(self, schema: Schema) -> None:
-        self._log.schema.require(schema)
-        replica = Replica(self._log)
-        latest, snapshots = self._log.latest(), self._log.snapshots()
-        self._snapshot_version = max(snapshots, default=-1)
-        head = max([*self._log.updates(), self._snapshot_version, -1 if latest is None else latest.snapshot])
-        self._log.point_at_newest()
-        try:
-            self._version = replica.sync()
-            if self._version < head:
-                raise CorruptRecord(f"version {self._version + 1}", f"it is missing, and version {head} is there")
-            self._state, self._newest_us = replica.state, replica.stats().newest_us
-            self._bytes_since_snapshot = replica.stats().update_bytes
-        except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
-            logger.warning("%s; the log is continued from this model with a new snapshot", error)
-            self._newest_us = replica.stats().newest_us
-            self._rebase(head + 1)
+    def _nothing(self) -> Pending:
+        return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
 
-    def _rebase(self, version: int) -> None:
-        # An update that fits no state sends every reader to the snapshot of the same version.
-        self._state, self._version = state_of(self._model), version
-        self._log.append(self._update(version, self._state.digest, ()))
-        self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
-        self._snapshot_version = version
-
-    def _attach(self, density: float) -> None:
-        schema = self._state.schema
-        elements = sum(schema.by_name[name].size for name in self._weights.master)
-        self._k = max(1, round(density * elements))
-        self._difference = torch.zeros(schema.elements, dtype=torch.float32, device="cpu")
-        self._commit(self._weights.differing())
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
-        _attached[self._optimizer] = self._log.url
+    def _attach(self) -> None:
+        self._take_in(self._weights.differing())
+        self._hooks: list[RemovableHandle] = []
+        if self._optimizer is not None:
+            self._hooks = [
+                self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+                self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
+            ]
+            _attached[self._optimizer] = self._log.url
+        self._attached = True
         self._weights.show_own()
         try:
-            self.publish()
+            self._publish(None)
+            self._writer.flush()
         except BaseException:
             self.detach()
             raise
@@ -212,7 +191,7 @@ class Publisher:
 
     def restore_buffers(self) -> None:
         """Gives the model's buffers back what was deployed, for example after a forward pass on damaged examples."""
-        self._weights.restore_buffers()
+        self._weights.buffers.restore()
 
     # -- the optimizer's step -------------------------------------------------------------------------------------
 
@@ -224,135 +203,78 @@ class Publisher:
     def _after_step(self) -> None:
         self._steps += 1
         try:
-            self._move()
+            if not self._skipped():
+                self._move()
         finally:
             self._weights.show_own()
             self._weights.return_gradients()
+        if self._every_steps is not None and self._steps % self._every_steps == 0:
+            self.publish()
+
+    def _skipped(self) -> bool:
+        """Whether the optimizer itself left the step out, as fused ones do where GradScaler found infinities."""
+        found = getattr(self._optimizer, "found_inf", None)
+        return isinstance(found, torch.Tensor) and bool(found)
 
     def _move(self) -> None:
-        """Chooses the k largest differences and moves the deployed weights there.
+        """Chooses elements and moves the deployed weights there.
 
         Raises:
             NonFiniteWeights: the master holds NaN or infinity; deployed weights stay as they are.
         """
-        schema, weights = self._state.schema, self._weights
-        for name, master in weights.master.items():
-            spec = schema.by_name[name]
-            target = self._difference[spec.offset : spec.offset + spec.size]
-            torch.sub(master.reshape(-1), weights.deployed[name].reshape(-1), out=target)
-        if not math.isfinite(float(self._difference.sum())):
-            weights.check_finite(self._steps)
-        chosen = top_k(self._difference.abs(), self._k)
-        moves, indices = self._difference[chosen].numpy(), chosen.numpy()
-        sections: list[Section] = []
-        for group_number, group in enumerate(schema.groups):
-            first, last = np.searchsorted(indices, (group.start, group.stop))
-            if first == last:
-                continue
-            mine = slice(int(first), int(last))
-            if group.dtype == "F32":
-                own = self._state.arrays[group_number][indices[mine] - group.start]
-                kept, scale = even_step(moves[mine], own)
-                if len(kept):
-                    sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale))
-            else:
-                sections.append(Values(indices[mine], weights.master_values(indices[mine]), group.dtype))
-        self._commit(sections)
+        begun = time.perf_counter()
+        moved = self._mover.move(self._k)
+        if moved is not None:
+            self._pending.add(moved.sections, moved.change)
+        self._select_s += time.perf_counter() - begun
 
-    def _commit(self, sections: Sequence[Section]) -> None:
-        if not sections:
-            return
-        change = self._state.resolve(sections)
-        self._state.commit(change)
-        self._pending.extend(sections)
-        self._changes.append(change)
-        if len(self._changes) > _MAX_CHANGES:
-            self._changes = [compose(self._changes)]
-            self._pending = self._folded()
-
-    def _folded(self) -> list[Section]:
-        """All that has moved since the last version, as absolute values or their differences."""
-        return [compact(values, old) for values, old in values_of(compose(self._changes), self._state.schema)]
+    def _take_in(self, sections: Sequence[Section]) -> None:
+        if sections:
+            change = self._state.resolve(sections)
+            self._state.commit(change)
+            self._pending.add(sections, change)
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, newest_s: float | None = None) -> Published | None:
-        """Appends what has moved since the last time as the next version; None where nothing has, or after `detach`.
+        """Makes what has moved since the last time the next version, where anything has.
 
         Args:
             newest_s: when the newest example that the model has learned from arrived, seconds since 1970; default: now.
 
+        Returns:
+            What this very call has written last; None where that is nothing, where a thread writes it, or after
+            `detach`.
+
         Raises:
             WriterConflict: another publisher wrote this version. LogUnavailable: the store failed; what was to be sent
-                is kept, and goes out with the next call. NonFiniteWeights: a buffer holds NaN or infinity.
-            WeightsChanged: deployed weights were written to from elsewhere.
+                is kept, and goes out with the next call (not with `background`: there it goes out by itself).
+            NonFiniteWeights: a buffer holds NaN or infinity. WeightsChanged: deployed weights were written to from
+                elsewhere.
         """
-        if not self._hooks:
+        if not self._attached:
             return None
         self._weights.check_untouched()
-        self._commit(self._weights.stale_buffers(self._tolerance, self._steps))
-        # A store that failed may have stored: the very update that it failed on goes first, or it would be our rival.
-        published = self._append(self._unsent) if self._unsent else None
-        if self._pending:
-            newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
-            self._newest_us = max(self._newest_us, newest_us)
-            self._unsent = self._update(self._version + 1, self._published_digest, self._smallest())
-            self._pending, self._changes = [], []
-            published = self._append(self._unsent)
-        if self._snapshot_due():
-            self._write_snapshot()
-        return published
+        if self._optimizer is None:
+            self._move()
+        return self._publish(newest_s)
 
-    def _snapshot_due(self) -> bool:
-        most = self._state.schema.nbytes if self._snapshot_every_bytes is None else self._snapshot_every_bytes
-        versions = self._version // self._snapshot_every > self._snapshot_version // self._snapshot_every
-        return versions or (self._version > self._snapshot_version and self._bytes_since_snapshot >= most)
+    def _publish(self, newest_s: float | None) -> Published | None:
+        self._take_in(self._weights.buffers.stale(self._tolerance, self._steps))
+        run = self._pending
+        if run:
+            run.newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
+            self._pending = self._nothing()
+        return self._writer.publish(run)
 
-    def _append(self, update: Update) -> Published:
-        size = self._log.append(update)
-        self._version, self._published_digest, self._unsent = update.version, update.digest_after, None
-        self._updates += 1
-        self._update_bytes += size
-        self._bytes_since_snapshot += size
-        try:
-            self._log.write_folds(self._version, self._state if self._state.digest == update.digest_after else None)
-        except LogUnavailable as error:  # readers do without: they take the updates
-            logger.warning("no fold was written at version %d: %s", self._version, error)
-        return Published(version=update.version, update_bytes=size, elements=update.elements)
+    def flush(self) -> None:
+        """Publishes, and returns when all is in the log.
 
-    def _smallest(self) -> tuple[Section, ...]:
-        kinds = {(isinstance(section, Steps), section.dtype) for section in self._pending}
-        if len(kinds) == len(self._pending):
-            return tuple(self._pending)
-        folded = self._folded()
-        return tuple(min((self._pending, folded), key=encoded_bytes))
-
-    def _update(self, version: int, before: int, sections: tuple[Section, ...]) -> Update:
-        return Update(
-            base_version=version - 1,
-            version=version,
-            run=self._run,
-            schema=short_fingerprint(self._state.schema),
-            digest_before=before,
-            digest_after=self._state.digest,
-            newest_us=self._newest_us,
-            sections=sections,
-        )
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(version=self._version, run=self._run, newest_us=self._newest_us, state=self._state)
-
-    def _write_snapshot(self) -> None:
-        # The one place that reads every element: writes that no version counter saw (`p.data.mul_`) are found here.
-        if digest(self._state.schema, self._state.arrays) != self._state.digest:
-            raise WeightsChanged("a parameter")
-        self._snapshot_bytes += self._log.write_snapshot(self._snapshot())
-        self._snapshot_version, self._bytes_since_snapshot = self._version, 0
-        if self._keep_versions is not None:
-            try:
-                self._log.prune(self._keep_versions)
-            except LogUnavailable as error:  # what is left is deleted after the next snapshot
-                logger.warning("old versions were not all deleted: %s", error)
+        Raises:
+            As `publish`; LogUnavailable: the store failed, and what was to be sent is kept.
+        """
+        self.publish()
+        self._writer.flush()
 
     @property
     def log(self) -> UpdateLog:
@@ -361,39 +283,48 @@ class Publisher:
 
     @property
     def version(self) -> int:
-        """The version published last."""
-        return self._version
+        """The version that is in the log last."""
+        return self._writer.head.version
 
     @property
     def digest(self) -> int:
-        """The digest of the version published last."""
-        return self._published_digest
+        """The digest of that version."""
+        return self._writer.head.digest
 
     def stats(self) -> PublisherStats:
         """Counts of this publisher, from its start on."""
+        written, failure = self._writer.written, self._writer.failure
         return PublisherStats(
-            version=self._version,
-            digest=self._published_digest,
-            updates=self._updates,
-            update_bytes=self._update_bytes,
-            snapshot_bytes=self._snapshot_bytes,
+            version=self.version,
+            digest=self.digest,
+            updates=written.updates,
+            update_bytes=written.update_bytes,
+            snapshot_bytes=written.snapshot_bytes,
             full_push_bytes=self._state.schema.nbytes,
+            select_s=self._select_s,
+            encode_s=written.encode_s,
+            append_s=written.append_s,
+            waiting=self._writer.waiting,
+            unavailable=None if failure is None else str(failure),
         )
 
     def detach(self) -> None:
         """Gives the loop back as it was: no hooks, parameters are the master weights. Publishes nothing more."""
-        if not self._hooks:
+        if not self._attached:
             return
+        self._attached = False
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
-        _attached.pop(self._optimizer, None)
+        if self._optimizer is not None:
+            _attached.pop(self._optimizer, None)
+        self._writer.close()
         self._weights.show_master()
 
     def close(self) -> None:
-        """Publishes what has moved, and detaches."""
+        """Publishes what has moved, waits until it is in the log, and detaches."""
         try:
-            self.publish()
+            if self._attached:
+                self.flush()
         finally:
             self.detach()
 
@@ -407,18 +338,30 @@ class Publisher:
             self.detach()
 
 
-def _check_settings(density: float, forward: str, tolerance: float, snapshot_every: int) -> None:
+def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, forward: Forward) -> None:
+    if optimizer is None:
+        if forward != "master":
+            raise ConfigError("forward", "must be 'master' where no optimizer steps the model")
+    elif not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
+        raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
+
+
+def _check_settings(density: float, forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
     if not 0 < density <= 1:
         raise ConfigError("density", f"must lie in (0, 1], not {density}")
     if forward not in ("deployed", "master"):
         raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
+    if values not in ("steps", "exact"):
+        raise ConfigError("values", f"must be 'steps' or 'exact', not {values!r}")
     if not 0 <= tolerance < 1:
         raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
     if snapshot_every < 1:
         raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
 
 
-def _check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None) -> None:
+def _check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None, every_steps: int | None) -> None:
+    if every_steps is not None and every_steps < 1:
+        raise ConfigError("every_steps", f"must be 1 or more, not {every_steps}")
     if snapshot_every_bytes is not None and snapshot_every_bytes < 1:
         raise ConfigError("snapshot_every_bytes", f"must be 1 or more, not {snapshot_every_bytes}")
     if keep_versions is not None and keep_versions < 0:

@@ -1,12 +1,175 @@
-"""Which elements to send, and how far they move: the torch reference."""
+"""Which elements to send, and how far they move: the torch reference of `kernels`, and the ways to choose.
+
+A selector is one method; `GlobalTopK` is the one that has a compiled form, which gives the same elements.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
+
+from evergrad.errors import ConfigError
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One tensor's two copies.
+
+    Attributes:
+        parameter: what the optimizer knows it by.
+        master, deployed: of one shape and dtype; the deployed one is row-major.
+        offset: the flat index of its first element.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    master: torch.Tensor
+    deployed: torch.Tensor
+    offset: int
+
+
+class Selector(Protocol):
+    """Chooses which elements move at a step."""
+
+    def select(self, pairs: Sequence[Pair], k: int) -> Indices:
+        """Flat indices, ascending, each once, of elements whose master and deployed values differ.
+
+        Args:
+            pairs: ascending by offset; finite.
+            k: how many are due, at least 1.
+        """
+        ...
+
+
+class GlobalTopK:
+    """The k largest |master - deployed| of all tensors; of equal ones, those of the lowest index.
+
+    Args:
+        second_moment: of this optimizer (`exp_avg_sq` of Adam and its kin): the score is |master - deployed| times its
+            square root, so that a distance counts where the loss feels it. Tensors that have none yet count plainly.
+    """
+
+    def __init__(self, second_moment: torch.optim.Optimizer | None = None) -> None:
+        self.second_moment = second_moment
+
+    def select(self, pairs: Sequence[Pair], k: int) -> Indices:
+        sizes = [pair.master.numel() for pair in pairs]
+        scores = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
+        for pair, target in zip(pairs, torch.split(scores, sizes), strict=True):
+            _score(pair, self.second_moment, target)
+        return _flat(top_k(scores, k).numpy(), pairs)
+
+
+class LayerTopK:
+    """Of each tensor its share of k, the largest |master - deployed|; at least one of each that has moved."""
+
+    def select(self, pairs: Sequence[Pair], k: int) -> Indices:
+        total = max(1, sum(pair.master.numel() for pair in pairs))
+        found = []
+        for pair in pairs:
+            size = pair.master.numel()
+            scores = torch.empty(size, dtype=torch.float32, device="cpu")
+            _score(pair, None, scores)
+            found.append(top_k(scores, max(1, round(k * size / total))).numpy() + pair.offset)
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+class RandomK:
+    """k elements, all with the same chance; those among them that have not moved are left out.
+
+    Args:
+        seed: equal seeds choose equal elements.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def select(self, pairs: Sequence[Pair], k: int) -> Indices:
+        total = sum(pair.master.numel() for pair in pairs)
+        drawn = np.sort(self._random.choice(total, min(k, total), replace=False, shuffle=False))
+        indices = _flat(drawn, pairs)
+        moved: Indices = indices[moves_of(pairs, indices) != 0]
+        return moved
+
+
+class Threshold:
+    """All elements whose |master - deployed| is above a fixed bound, however many these are.
+
+    Args:
+        bound: positive.
+
+    Raises:
+        ConfigError: it is not.
+    """
+
+    def __init__(self, bound: float) -> None:
+        if not bound > 0:
+            raise ConfigError("bound", f"must be positive, not {bound}")
+        self._bound = bound
+
+    def select(self, pairs: Sequence[Pair], k: int) -> Indices:  # noqa: ARG002
+        found = []
+        for pair in pairs:
+            scores = torch.empty(pair.master.numel(), dtype=torch.float32, device="cpu")
+            _score(pair, None, scores)
+            found.append((scores > self._bound).nonzero().squeeze(1).numpy() + pair.offset)
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _score(pair: Pair, optimizer: torch.optim.Optimizer | None, target: torch.Tensor) -> None:
+    torch.sub(pair.master.detach().reshape(-1), pair.deployed.reshape(-1), out=target)
+    target.abs_()
+    if optimizer is not None:
+        squares = optimizer.state.get(pair.parameter, {}).get("exp_avg_sq")
+        if squares is not None:
+            target.mul_(squares.detach().reshape(-1).float().sqrt())
+
+
+def _flat(chosen: Indices, pairs: Sequence[Pair]) -> Indices:
+    """Flat indices of positions among the elements of `pairs`, one after another."""
+    ends = np.cumsum([pair.master.numel() for pair in pairs], dtype=np.int64)
+    shifts = np.array([pair.offset for pair in pairs], dtype=np.int64) - np.concatenate(([0], ends[:-1]))
+    indices: Indices = chosen + shifts[np.searchsorted(ends, chosen, side="right")]
+    return indices
+
+
+def _gather(
+    pairs: Sequence[Pair], indices: Indices, values: Callable[[Pair, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    parts = []
+    for pair in pairs:
+        first, last = np.searchsorted(indices, (pair.offset, pair.offset + pair.master.numel()))
+        if first < last:
+            parts.append(values(pair, torch.from_numpy(indices[first:last] - pair.offset)))
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+def moves_of(pairs: Sequence[Pair], indices: Indices) -> npt.NDArray[np.float32]:
+    """master - deployed at ascending flat `indices`, rounded to float32."""
+    gathered = _gather(pairs, indices, lambda pair, at: _at(pair.master, at).sub(_at(pair.deployed, at)).float())
+    moves: npt.NDArray[np.float32] = gathered.numpy()
+    return moves
+
+
+def masters_at(pairs: Sequence[Pair], indices: Indices) -> torch.Tensor:
+    """The masters at ascending flat `indices`, all of one dtype."""
+    return _gather(pairs, indices, lambda pair, at: _at(pair.master, at))
+
+
+def _at(tensor: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Elements at row-major positions, of a tensor that may lie in memory in another order."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous():
+        return tensor.view(-1)[positions]
+    return tensor[tuple(torch.unravel_index(positions, tensor.shape))]
 
 
 def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
@@ -32,7 +195,7 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     return torch.cat((above, equal)).sort().values
 
 
-def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], float]:
+def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32]) -> tuple[Indices, float]:
     """Which of the chosen elements move, all by one scale: their mean distance, and only where it brings them closer.
 
     Without the second condition, elements nearer than half the scale are overshot, and those whose half ulp is larger
@@ -51,7 +214,8 @@ def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32])
     sizes = np.abs(moves).astype(np.float64)
     kept = np.arange(len(moves))
     while len(kept):
-        scale = np.float32(sizes[kept].mean())
+        # A running sum, from the first to the last: numpy's own order of addition differs between versions.
+        scale = np.float32(np.cumsum(sizes[kept])[-1] / len(kept))
         closer = _closer(moves[kept], deployed[kept], scale)
         if closer.all():
             return kept, float(scale)

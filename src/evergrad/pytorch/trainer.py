@@ -20,7 +20,8 @@ from torch import nn
 from evergrad.errors import ConfigError, NonFiniteLoss
 from evergrad.history import History
 from evergrad.pytorch.bridge import batch_tensors
-from evergrad.pytorch.publisher import Published, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.writer import Published
 from evergrad.sampling import Sampler
 from evergrad.stream import Batch
 from evergrad.trigger import Trigger

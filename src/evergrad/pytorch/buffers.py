@@ -1,0 +1,152 @@
+"""What a module holds besides floating-point parameters: buffers, and parameters that no optimizer steps.
+
+They always show their own, live storage, for forward passes write to it; the deployed copy follows when a publisher
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from evergrad.errors import NonFiniteWeights, SchemaMismatch
+from evergrad.pytorch.bridge import ModuleTensor, as_numpy
+from evergrad.pytorch.mover import COMPILED
+from evergrad.pytorch.statistics import tell_within
+from evergrad.update import Section, State, Values
+
+Due = tuple[str, torch.Tensor, torch.Tensor]
+_Home = tuple[dict[str, torch.Tensor | None], str]
+
+
+class Buffers:
+    """The tensors of a module that are told as values.
+
+    Args:
+        others: these tensors.
+        deployed: by name, views of `state`.
+    """
+
+    def __init__(
+        self, model: nn.Module, state: State, others: Sequence[ModuleTensor], deployed: dict[str, torch.Tensor]
+    ) -> None:
+        self._state, self._others, self._deployed = state, others, deployed
+        homes = _homes_of_buffers(model)
+        self._homes = [homes.get(id(other.tensor)) for other in others]
+        self._float32 = next((n for n, g in enumerate(state.schema.groups) if g.dtype == "F32"), -1)
+
+    def live(self) -> list[ModuleTensor]:
+        """The tensors as they are: a module may put a new tensor into a buffer's place at each forward pass.
+
+        Raises:
+            SchemaMismatch: a buffer has another dtype or shape than at first.
+        """
+        found = []
+        for other, home in zip(self._others, self._homes, strict=True):
+            live = other.tensor if home is None else home[0].get(home[1])
+            if live is other.tensor:
+                found.append(other)
+                continue
+            mine, expected = _kind(live), _kind(other.tensor)
+            if live is None or mine != expected:
+                raise SchemaMismatch(other.name, expected, mine)
+            found.append(ModuleTensor(other.name, live, False))
+        return found
+
+    def restore(self) -> None:
+        """They become equal to the deployed ones: undoes what a forward pass did to statistics."""
+        for found in self.live():
+            found.tensor.detach().copy_(self._deployed[found.name])
+
+    def stale(self, tolerance: float, step: int) -> list[Section]:
+        """What brings the deployed elements that are off by more than `tolerance` of themselves to within it.
+
+        Elements of integer buffers are due whenever they differ. Raises NonFiniteWeights.
+        """
+        live = self.live()
+        quick = [found for found in live if COMPILED and _is_plain(found.tensor)]
+        slow = [found for found in live if not (COMPILED and _is_plain(found.tensor))]
+        due = [(found.name, found.tensor, self._is_due(found, tolerance, step)) for found in slow]
+        told = [*self._stale_float32(quick, tolerance, step), *values_where(due, self._state)]
+        sections: list[Section] = []
+        for values in _merged(told):
+            old = self._state.elements_at(values.dtype, values.indices)
+            sections.extend(tell_within(values, old, tolerance))
+        return sections
+
+    def _stale_float32(self, buffers: Sequence[ModuleTensor], tolerance: float, step: int) -> list[Values]:
+        if not buffers:
+            return []
+        from evergrad.pytorch import kernels
+
+        first, table = self._state.schema.groups[self._float32].start, self._state.schema.by_name
+        rows = [(t.tensor.data_ptr(), table[t.name].offset - first, t.tensor.numel()) for t in buffers]
+        deployed = self._state.arrays[self._float32]
+        positions, values, bad = kernels.stale(np.array(rows, np.int64), deployed, tolerance)
+        if bad >= 0:
+            raise NonFiniteWeights(buffers[bad].name, step)
+        if not len(positions):
+            return []
+        order = np.argsort(positions)
+        return [Values(positions[order] + first, values[order], "F32")]
+
+    def _is_due(self, found: ModuleTensor, tolerance: float, step: int) -> torch.Tensor:
+        deployed = self._deployed[found.name]
+        changed = bits_differ(found.tensor, deployed)
+        if found.tensor.is_floating_point() and bool(changed.any()):
+            live = found.tensor.detach().double()
+            check_finite(found.name, live[changed], step)
+            changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
+        return changed
+
+
+def values_where(due: Sequence[Due], state: State) -> list[Values]:
+    """One section for each dtype, in index order, of the elements of (name, tensor, where) that are due."""
+    by_dtype: dict[str, list[Values]] = {}
+    for name, tensor, where in due:
+        spec = state.schema.by_name[name]
+        positions = where.reshape(-1).nonzero().squeeze(1).numpy()
+        if len(positions):
+            values = as_numpy(tensor.reshape(-1))[positions]
+            by_dtype.setdefault(spec.dtype, []).append(Values(positions + spec.offset, values, spec.dtype))
+    return [section for parts in by_dtype.values() for section in _merged(parts)]
+
+
+def _merged(parts: Sequence[Values]) -> list[Values]:
+    """The same elements, as one section for each dtype."""
+    merged = []
+    for dtype in dict.fromkeys(part.dtype for part in parts):
+        mine = [part for part in parts if part.dtype == dtype]
+        indices = np.concatenate([part.indices for part in mine])
+        order = np.argsort(indices)
+        merged.append(Values(indices[order], np.concatenate([part.values for part in mine])[order], dtype))
+    return merged
+
+
+def check_finite(name: str, values: torch.Tensor, step: int) -> None:
+    """Raises NonFiniteWeights where a floating-point value is NaN or infinite."""
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise NonFiniteWeights(name, step)
+
+
+def bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:
+    """Where two tensors of one dtype and shape differ in their bits."""
+    mine, own = as_numpy(live), as_numpy(deployed)
+    bits = f"u{mine.dtype.itemsize}"
+    return torch.from_numpy(np.asarray(mine.view(bits) != own.view(bits)))
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.is_contiguous()
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "no tensor" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _homes_of_buffers(model: nn.Module) -> dict[int, _Home]:
+    """Where each buffer lives, by the `id` of the tensor that is there now."""
+    return {id(tensor): (module._buffers, key) for module in model.modules() for key, tensor in module._buffers.items()}

@@ -1,0 +1,266 @@
+"""Selection and move on the CPU, compiled by numba: one pass over memory, on the user's tensors where they lie.
+
+    scan        candidates above a threshold into a small buffer; when it is full, the best k stay and the threshold
+                rises to the k-th of them, in mid-pass
+    best        the best k of all buffers, in index order
+    move        their common scale, the move of the deployed weights, and what that does to the digest
+
+What is scanned is a table of units, runs of at most `UNIT` elements that are consecutive in the deployed copy; the
+master's may lie transposed (channels_last), and are then laid straight in a scratch of that size. Results are those of
+the reference (`select.top_k`, `select.even_step`), bit for bit. No function here holds the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+UNIT = 8192
+_BLOCK = 64
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
+    try:
+        compiled: _Function = njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # nowhere to keep what was compiled: it is compiled anew in each process
+        compiled = njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
+    signature = types.CPointer(types.float32)(types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+@_compiled
+def _order(number: Any) -> Any:
+    """The bits of |number| as an integer: those of finite numbers are in numerical order."""
+    return np.int64(np.float32(abs(number)).view(np.uint32))
+
+
+@_compiled
+def _kth_largest(keys: Any, k: int) -> Any:
+    """The k-th largest of distinct keys, which it reorders (Hoare's quickselect)."""
+    low, high, place = 0, len(keys) - 1, len(keys) - k
+    while low < high:
+        pivot = keys[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while keys[i] < pivot:
+                i += 1
+            while keys[j] > pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            break
+    return keys[place]
+
+
+@_compiled
+def _keep_best(positions: Any, moves: Any, count: int, k: int, keys: Any) -> Any:
+    """Moves the k largest |moves| to the front, in order, of equal ones the first; gives the smallest of them."""
+    for j in range(count):
+        keys[j] = _order(moves[j]) << 32 | (0xFFFFFFFF - j)
+    least = _kth_largest(keys[:count].copy(), k)
+    kept = 0
+    for j in range(count):
+        if keys[j] >= least:
+            positions[kept], moves[kept] = positions[j], moves[j]
+            kept += 1
+    return np.uint32(least >> 32).view(np.float32)
+
+
+@_compiled
+def _lay_straight(unit: Any, scratch: Any) -> None:
+    """Copies a transposed unit, rows of `inner` channels, into `scratch` as the deployed copy has it."""
+    address, length, channels, inner, first = unit[0], unit[2], unit[3], unit[4], unit[5]
+    rows = length // inner
+    for s in range(inner):
+        source = carray(_pointer(address + 4 * (s * channels + first)), rows)
+        for i in range(rows):
+            scratch[i * inner + s] = source[i]
+
+
+@_compiled
+def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any) -> Any:
+    """Collects the elements of `units` whose |master - deployed| is above a threshold that rises as they fill up.
+
+    Args:
+        units: int64 [n, 6]: address of the master's elements, position in `deployed`, length, and, where the master
+            lies transposed, its channels, inner size and first channel (else 0).
+        deployed: float32, flat.
+        positions, moves: where candidates go; longer than k.
+
+    Returns:
+        How many candidates there are, and the first unit that holds a master that is not finite (-1: none).
+    """
+    scratch = np.empty(max(UNIT, units[:, 2].max() if len(units) else 0), np.float32)
+    keys = np.empty(len(positions), np.int64)
+    count = 0
+    limit = np.float32(threshold)
+    for number in range(len(units)):
+        unit = units[number]
+        length, start = unit[2], unit[1]
+        if unit[4]:
+            _lay_straight(unit, scratch)
+            master = scratch[:length]
+        else:
+            master = carray(_pointer(unit[0]), length)
+        for block in range(0, length, _BLOCK):
+            ours = master[block : block + _BLOCK]
+            theirs = deployed[start + block : start + block + len(ours)]
+            found = 0
+            for i in range(len(ours)):
+                found |= not (abs(ours[i] - theirs[i]) <= limit)
+            if not found:
+                continue
+            if count + len(ours) > len(positions):
+                limit = np.float32(max(limit, _keep_best(positions, moves, count, k, keys)))
+                count = k
+            for i in range(len(ours)):
+                move = ours[i] - theirs[i]
+                if not (abs(move) <= limit):
+                    if not np.isfinite(move):
+                        return count, number
+                    positions[count], moves[count] = start + block + i, move
+                    count += 1
+    return count, -1
+
+
+@_compiled
+def best(positions: Any, moves: Any, counts: Any, k: int) -> Any:
+    """The best k of all candidates, in index order, in arrays of their own, and the smallest |move| among them."""
+    total = counts.sum()
+    chosen, sizes = np.empty(total, np.int64), np.empty(total, np.float32)
+    end = 0
+    for part in range(len(counts)):
+        chosen[end : end + counts[part]] = positions[part, : counts[part]]
+        sizes[end : end + counts[part]] = moves[part, : counts[part]]
+        end += counts[part]
+    least = np.float32(0)
+    if total > k:
+        least = _keep_best(chosen, sizes, total, k, np.empty(total, np.int64))
+        chosen, sizes = chosen[:k].copy(), sizes[:k].copy()
+    elif total == k:
+        least = np.abs(sizes).min()
+    return chosen, sizes, least
+
+
+@_compiled
+def _mix(index: Any, number: Any) -> Any:
+    x = np.uint64(index) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(np.float32(number).view(np.uint32))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@_compiled
+def _is_closer(move: Any, old: Any, scale: Any) -> Any:
+    after = np.float32(old - scale) if move < 0 else np.float32(old + scale)
+    rest = np.float64(move) - (np.float64(after) - np.float64(old))
+    return abs(rest) < abs(np.float64(move))
+
+
+@_compiled
+def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
+    """`select.even_step`: what is kept comes to the front, in order; gives how many, and the scale."""
+    count, scale = len(positions), np.float32(0)
+    while count:
+        total, largest = 0.0, np.float32(0)
+        for j in range(count):
+            total += np.float64(abs(moves[j]))
+            largest = max(largest, abs(moves[j]))
+        scale = np.float32(total / count)
+        closer, equal = 0, 0
+        for j in range(count):
+            closer += _is_closer(moves[j], deployed[positions[j]], scale)
+            equal += abs(moves[j]) == largest
+        if closer == count:
+            return count, scale
+        if not closer and equal == count:
+            return 0, scale
+        kept = 0
+        for j in range(count):
+            if _is_closer(moves[j], deployed[positions[j]], scale) if closer else abs(moves[j]) == largest:
+                positions[kept], moves[kept] = positions[j], moves[j]
+                kept += 1
+        count = kept
+    return 0, scale
+
+
+@_compiled
+def move(positions: Any, moves: Any, counts: Any, k: int, deployed: Any, first: int) -> Any:
+    """Moves `deployed` towards the master by one even step at the best k of all candidates.
+
+    Args:
+        positions, moves, counts: what `scan` found, a row for each of its runs, in ascending order of positions.
+        first: the flat index of the first element of `deployed`.
+
+    Returns:
+        positions, old and new values, whether each moved down, scale, the shift of the digest (modulo 2^64), and the
+        smallest |move| among the best k (0 where there were fewer).
+    """
+    chosen, sizes, least = best(positions, moves, counts, k)
+    kept, scale = _even_step(chosen, sizes, deployed)
+    chosen = chosen[:kept]
+    old, new, negative = np.empty(kept, np.float32), np.empty(kept, np.float32), np.empty(kept, np.bool_)
+    shift = np.uint64(0)
+    for j in range(kept):
+        position = chosen[j]
+        negative[j] = sizes[j] < 0
+        old[j] = deployed[position]
+        new[j] = np.float32(old[j] - scale) if negative[j] else np.float32(old[j] + scale)
+        deployed[position] = new[j]
+        shift += _mix(first + position, new[j]) - _mix(first + position, old[j])
+    return chosen, old, new, negative, scale, shift, least
+
+
+@_compiled
+def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
+    """Elements of float32 buffers that are off by more than a fraction `tolerance` of themselves.
+
+    Args:
+        buffers: int64 [n, 3]: address of a buffer's elements, position in `deployed`, length.
+
+    Returns:
+        Their positions and live values, in the order of `buffers`, and the first buffer whose bits differ where it is
+        not finite (-1: none).
+    """
+    found = 0
+    positions, values = np.empty(0, np.int64), np.empty(0, np.float32)
+    for turn in range(2):  # counts them first
+        if turn:
+            positions, values = np.empty(found, np.int64), np.empty(found, np.float32)
+            found = 0
+        for number in range(len(buffers)):
+            live = carray(_pointer(buffers[number, 0]), buffers[number, 2])
+            start = buffers[number, 1]
+            for i in range(len(live)):
+                here, there = live[i], deployed[start + i]
+                if np.float32(here).view(np.uint32) == np.float32(there).view(np.uint32):
+                    continue
+                if not np.isfinite(here):
+                    return positions, values, number
+                if abs(np.float64(here) - np.float64(there)) <= tolerance * abs(np.float64(here)):
+                    continue
+                if turn:
+                    positions[found], values[found] = start + i, here
+                found += 1
+    return positions, values, -1

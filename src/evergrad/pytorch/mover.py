@@ -1,0 +1,224 @@
+"""Moves the deployed weights towards the master, one step at a time: compiled where numba is, by torch elsewhere.
+
+Both ways choose the same elements and give the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evergrad.pytorch.bridge import as_numpy
+from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Selector, even_step, masters_at, moves_of
+from evergrad.update import Change, GroupChange, Section, State, Steps, Values
+
+logger = logging.getLogger(__name__)
+ValuesAs = Literal["steps", "exact"]
+COMPILED = importlib.util.find_spec("numba") is not None
+_MASK = (1 << 64) - 1
+_THREADED_ELEMENTS = 1 << 22
+_SPARE = 4096
+_NEXT = np.float32(0.7)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moved:
+    """What one step moved: as sections of an update, and as the change that it made to the state."""
+
+    sections: tuple[Section, ...]
+    change: Change
+
+
+class ReferenceMover:
+    """By torch and numpy, with any selector and any dtype.
+
+    Args:
+        pairs: what may move, ascending by offset.
+        state: the deployed copy, which `pairs` are views of.
+        check_finite: raises where a master is NaN or infinite.
+        values: "steps": float32 elements move by one scale; "exact": all are set to the master's values.
+    """
+
+    def __init__(
+        self,
+        pairs: Callable[[], Sequence[Pair]],
+        state: State,
+        check_finite: Callable[[], None],
+        selector: Selector,
+        values: ValuesAs,
+    ) -> None:
+        self._pairs, self._state, self._check_finite = pairs, state, check_finite
+        self._selector, self._values = selector, values
+
+    def move(self, k: int) -> Moved | None:
+        """Moves the k elements that the selector finds due; None where none is.
+
+        Raises:
+            NonFiniteWeights: the master holds NaN or infinity; nothing moved.
+        """
+        self._check_finite()
+        pairs = self._pairs()
+        indices = self._selector.select(pairs, k)
+        return self.write(pairs, indices, moves_of(pairs, indices))
+
+    def write(self, pairs: Sequence[Pair], indices: Indices, moves: npt.NDArray[np.float32]) -> Moved | None:
+        """Moves the chosen elements, whose distances are `moves`."""
+        sections: list[Section] = []
+        for number, group in enumerate(self._state.schema.groups):
+            first, last = np.searchsorted(indices, (group.start, group.stop))
+            mine = slice(int(first), int(last))
+            if first == last:
+                continue
+            if group.dtype == "F32" and self._values == "steps":
+                own = self._state.arrays[number][indices[mine] - group.start]
+                kept, scale = even_step(moves[mine], own)
+                if len(kept):
+                    sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale))
+            else:
+                sections.append(Values(indices[mine], as_numpy(masters_at(pairs, indices[mine])), group.dtype))
+        if not sections:
+            return None
+        change = self._state.resolve(sections)
+        self._state.commit(change)
+        return Moved(tuple(sections), change)
+
+
+class CompiledMover:
+    """By numba: one pass over float32 tensors where they lie (see `kernels`); the global top-k only."""
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        state: State,
+        check_finite: Callable[[], None],
+        reference: ReferenceMover,
+        values: ValuesAs,
+    ) -> None:
+        from evergrad.pytorch import kernels
+
+        self._kernels, self._pairs, self._state = kernels, pairs, state
+        self._check_finite, self._reference, self._values = check_finite, reference, values
+        self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
+        self._first, self._deployed = group.start, state.arrays[self._group]
+        self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._threshold = 0.0
+        units = [self._units(pair) for pair in pairs if pair.master.numel()]
+        self._units_of_all = np.concatenate(units) if units else np.empty((0, 6), np.int64)
+        # A second thread pays for its start where there is much to read. torch's own number of threads stays.
+        elements = int(self._units_of_all[:, 2].sum())
+        self._threads = min(2, torch.get_num_threads()) if elements >= _THREADED_ELEMENTS else 1
+        self._pool = ThreadPoolExecutor(1, "evergrad-select") if self._threads == 2 else None
+        self._positions = np.empty((self._threads, 0), np.int64)
+        self._moves = np.empty((self._threads, 0), np.float32)
+
+    def _units(self, pair: Pair) -> npt.NDArray[np.int64]:
+        """Runs of elements as the kernel scans them: see `kernels.scan`."""
+        shape = transposed_shape(pair.master)
+        if shape is None and not pair.master.is_contiguous():
+            self._staged.append((torch.empty(pair.master.shape, dtype=torch.float32, device="cpu"), pair.master))
+        master = self._staged[-1][0] if self._staged and self._staged[-1][1] is pair.master else pair.master
+        address, position, size = master.data_ptr(), pair.offset - self._first, pair.master.numel()
+        if shape is None:
+            starts = np.arange(0, size, self._kernels.UNIT, dtype=np.int64)
+            units = np.zeros((len(starts), 6), np.int64)
+            units[:, 0], units[:, 1] = address + 4 * starts, position + starts
+            units[:, 2] = np.minimum(self._kernels.UNIT, size - starts)
+            return units
+        outer, channels, inner = shape
+        rows = max(1, self._kernels.UNIT // inner)
+        firsts = np.arange(0, channels, rows, dtype=np.int64)
+        units = np.zeros((outer, len(firsts), 6), np.int64)
+        blocks = np.arange(outer, dtype=np.int64)[:, None] * (channels * inner)
+        units[:, :, 0], units[:, :, 1] = address + 4 * blocks, position + blocks + firsts * inner
+        units[:, :, 2] = np.minimum(rows, channels - firsts) * inner
+        units[:, :, 3], units[:, :, 4], units[:, :, 5] = channels, inner, firsts
+        return units.reshape(-1, 6)
+
+    def move(self, k: int) -> Moved | None:
+        """As `ReferenceMover.move`."""
+        for straight, master in self._staged:
+            straight.copy_(master)
+        counts = self._scan(k, self._threshold)
+        if counts is not None and self._threshold and counts.sum() < k:
+            counts = self._scan(k, 0.0)
+        if counts is None:  # the kernel saw NaN, an infinity, or a difference that is one
+            self._check_finite()
+            return self._reference.move(k)
+        if self._values == "exact":
+            best, moves, least = self._kernels.best(self._positions, self._moves, counts, k)
+            self._threshold = float(_NEXT * least)
+            return self._reference.write(self._pairs, best + self._first, moves)
+        found = self._kernels.move(self._positions, self._moves, counts, k, self._deployed, self._first)
+        positions, old, new, negative, scale, shift, least = found
+        self._threshold = float(_NEXT * least)
+        if not len(positions):
+            return None
+        after = (self._state.digest + int(shift)) & _MASK
+        change = Change((GroupChange(self._group, positions, old, new),), self._state.digest, after)
+        self._state.digest = after
+        return Moved((Steps(positions + self._first, negative, float(scale)),), change)
+
+    def _scan(self, k: int, threshold: float) -> npt.NDArray[np.int64] | None:
+        room = k + k // 2 + _SPARE
+        if self._positions.shape[1] < room:
+            self._positions = np.empty((self._threads, room), np.int64)
+            self._moves = np.empty((self._threads, room), np.float32)
+        units, middle = self._units_of_all, len(self._units_of_all) // 2
+        if self._pool is None:
+            found = [self._scan_part(units, threshold, k, 0)]
+        else:
+            second = self._pool.submit(self._scan_part, units[middle:], threshold, k, 1)
+            found = [self._scan_part(units[:middle], threshold, k, 0), second.result()]
+        if any(bad >= 0 for _, bad in found):
+            return None
+        return np.array([count for count, _ in found], np.int64)
+
+    def _scan_part(self, units: npt.NDArray[np.int64], threshold: float, k: int, part: int) -> Any:
+        return self._kernels.scan(units, self._deployed, threshold, k, self._positions[part], self._moves[part])
+
+
+def transposed_shape(tensor: torch.Tensor) -> tuple[int, int, int] | None:
+    """Where a tensor lies in memory as [outer, inner, channels] and reads as [outer, channels, inner]: that shape.
+
+    channels_last weights do, and transposed matrices, with an outer side of 1. None: any other order.
+
+    >>> transposed_shape(torch.empty(8, 3, 2, 2).to(memory_format=torch.channels_last))
+    (8, 3, 4)
+    >>> transposed_shape(torch.empty(5, 7).t()), transposed_shape(torch.empty(5, 7))
+    ((1, 7, 5), None)
+    """
+    if tensor.is_contiguous() or tensor.ndim < 2:
+        return None
+    straight = tensor.movedim(1, -1) if tensor.ndim > 2 else tensor.t()
+    if not straight.is_contiguous():
+        return None
+    if tensor.ndim == 2:
+        return 1, tensor.shape[0], tensor.shape[1]
+    return tensor.shape[0], tensor.shape[1], tensor[0, 0].numel()
+
+
+def make_mover(
+    pairs: Callable[[], Sequence[Pair]],
+    state: State,
+    check_finite: Callable[[], None],
+    selector: Selector,
+    values: ValuesAs,
+) -> ReferenceMover | CompiledMover:
+    """The fastest mover that can do what is asked."""
+    reference = ReferenceMover(pairs, state, check_finite, selector, values)
+    found = pairs()
+    plain = type(selector) is GlobalTopK and selector.second_moment is None
+    if not plain or not found or any(pair.master.dtype != torch.float32 for pair in found):
+        return reference
+    if not COMPILED:
+        logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
+        return reference
+    return CompiledMover(found, state, check_finite, reference, values)

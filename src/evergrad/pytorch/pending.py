@@ -1,0 +1,82 @@
+"""What has moved and is not in the log yet: in memory that is bounded, whatever happens to the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evergrad.codec import compact, encoded_bytes
+from evergrad.schema import Schema
+from evergrad.update import Change, Section, Steps, compose, values_of
+
+_MOST_MOVES = 256
+_LEAST_ELEMENTS = 1 << 16
+
+
+class Pending:
+    """A run of moves, each of which starts where the one before ended.
+
+    Args:
+        schema: of the state that moves.
+        most_elements: as many different elements are held at most, or 65,536 where that is more. A run that grows
+            beyond it is `lost`: only its digests are left, and readers need a snapshot.
+
+    Attributes:
+        newest_us: as in `Update`.
+        digest_before, digest_after: of the state, before its first and after its last move.
+    """
+
+    def __init__(self, schema: Schema, most_elements: int) -> None:
+        self._schema, self._most = schema, max(most_elements, _LEAST_ELEMENTS)
+        self._moves: list[tuple[Sequence[Section], Change]] = []
+        self.elements = 0
+        self.lost = False
+        self.newest_us = 0
+        self.digest_before = self.digest_after = 0
+
+    def __bool__(self) -> bool:
+        return self.lost or bool(self._moves)
+
+    def add(self, sections: Sequence[Section], change: Change) -> None:
+        """Takes in a change, and the sections that make it."""
+        if not self:
+            self.digest_before = change.digest_before
+        self.digest_after = change.digest
+        if self.lost:
+            return
+        self._moves.append((sections, change))
+        self.elements += _size(change)
+        if len(self._moves) > _MOST_MOVES or self.elements > 2 * self._most:
+            self._moves = [self._folded()]
+            self.elements = _size(self._moves[0][1])
+            if self.elements > self._most:
+                self._lose()
+
+    def extend(self, later: Pending) -> None:
+        """Takes in the run that starts where this one ends."""
+        if not self:
+            self.digest_before = later.digest_before
+        if later.lost:
+            self._lose()
+        for sections, change in later._moves:
+            self.add(sections, change)
+        self.newest_us = max(self.newest_us, later.newest_us)
+        self.digest_after = later.digest_after
+
+    def _lose(self) -> None:
+        self.lost, self.elements, self._moves = True, 0, []
+
+    def _folded(self) -> tuple[Sequence[Section], Change]:
+        whole = compose([change for _, change in self._moves])
+        return [compact(values, old) for values, old in values_of(whole, self._schema)], whole
+
+    def smallest(self) -> tuple[Section, ...]:
+        """The sections of one update that does it all: as they came, or folded, whichever takes fewer bytes."""
+        told = [section for sections, _ in self._moves for section in sections]
+        kinds = {(isinstance(section, Steps), section.dtype) for section in told}
+        if len(kinds) == len(told):
+            return tuple(told)
+        return tuple(min((told, self._folded()[0]), key=encoded_bytes))
+
+
+def _size(change: Change) -> int:
+    return sum(len(part.positions) for part in change.parts)

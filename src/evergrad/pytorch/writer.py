@@ -1,0 +1,330 @@
+"""Puts what has moved into the log: at once, or on a thread of its own while training goes on.
+
+    publish ──> queue of at most `MOST_WAITING` runs ──> thread: encode, append, folds
+
+A queue that is full folds what comes into its last run; a log that is down folds all that waits into one. Nothing is
+lost, and memory stays bounded (see `pending`). Snapshots, and the long folds that are made beside the whole state, are
+always written by the caller, with the queue empty: they need the state of the very version.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evergrad.codec import encode
+from evergrad.errors import LogUnavailable, WeightsChanged
+from evergrad.log import UpdateLog
+from evergrad.pytorch.pending import Pending
+from evergrad.update import Section, Snapshot, State, Update, digest, short_fingerprint
+
+logger = logging.getLogger(__name__)
+MOST_WAITING = 16
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One published update: its version, its bytes in the log, and how many element moves it holds."""
+
+    version: int
+    update_bytes: int
+    elements: int
+
+
+@dataclass(slots=True)
+class Written:
+    """What a writer has written so far, and how long that took, seconds in all."""
+
+    updates: int = 0
+    update_bytes: int = 0
+    snapshot_bytes: int = 0
+    encode_s: float = 0.0
+    append_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """When a snapshot is due, and what is deleted after it: see `Publisher`."""
+
+    snapshot_every: int
+    snapshot_every_bytes: int
+    keep_versions: int | None
+
+
+@dataclass(slots=True)
+class Head:
+    """Where a log ends, and the newest snapshot in it."""
+
+    version: int
+    digest: int
+    newest_us: int = 0
+    snapshot: int = -1
+    bytes_since_snapshot: int = 0
+
+
+class Writer:
+    """The one who appends to a log.
+
+    Args:
+        state: the deployed copy; read by the caller's thread alone.
+        head: where the log ends.
+        run: 64 random bits that name this writer.
+        background: a thread writes updates.
+        on_published: called with each update that is in the log, on the thread that wrote it.
+    """
+
+    def __init__(
+        self,
+        log: UpdateLog,
+        state: State,
+        head: Head,
+        run: int,
+        keeping: Keeping,
+        *,
+        background: bool,
+        on_published: Callable[[Published], None] | None = None,
+    ) -> None:
+        self._log, self._state, self.head, self._run, self._keeping = log, state, head, run, keeping
+        self._on_published = on_published
+        self.written = Written()
+        self.failure: Exception | None = None
+        self._unsent: tuple[Update, bytes] | None = None
+        self._waiting: deque[Pending] = deque()
+        self._busy = self._closing = False
+        self._caller_writes = False
+        self._lost_at = -1
+        self._next_try_s = 0.0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._work, name="evergrad-writer", daemon=True)
+            self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs are not in the log yet."""
+        with self._changed:
+            return len(self._waiting) + (self._busy or self._unsent is not None)
+
+    # -- the caller's side ------------------------------------------------------------------------------------------
+
+    def publish(self, run: Pending) -> Published | None:
+        """Hands over a run, which may be empty, and leads to the state as it is; gives what this very call wrote last.
+
+        Raises:
+            WriterConflict: now, or earlier on the thread. LogUnavailable: without a thread; the run waits.
+        """
+        self._raise_conflict()
+        if self._thread is None:
+            self._enqueue(run)
+            return self._write_beside_state()
+        if not self._needs_state(bool(run)) or time.monotonic() < self._next_try_s:
+            self._enqueue(run)
+            return None
+        try:
+            self.flush()
+            self._caller_writes = True
+            self._enqueue(run)
+            return self._write_beside_state()
+        except LogUnavailable as error:
+            if not self._caller_writes:
+                self._enqueue(run)
+            self._next_try_s = time.monotonic() + _LAST_RETRY_S
+            logger.warning("%s; training goes on, and a snapshot is tried again later", error)
+            return None
+        finally:
+            with self._changed:
+                self._caller_writes = False
+                self._changed.notify_all()
+
+    def _enqueue(self, run: Pending) -> None:
+        if not run:
+            return
+        with self._changed:
+            if self._waiting and (self._thread is None or len(self._waiting) >= MOST_WAITING):
+                self._waiting[-1].extend(run)
+            else:
+                self._waiting.append(run)
+            self._changed.notify_all()
+
+    def _needs_state(self, more: bool) -> bool:
+        with self._changed:
+            waiting = len(self._waiting) + (self._busy or self._unsent is not None)
+            lost = any(run.lost for run in self._waiting)
+        upcoming = self.head.version + waiting + more
+        return lost or self._snapshot_due(upcoming) or (more and self._is_long_fold(upcoming))
+
+    def _is_long_fold(self, version: int) -> bool:
+        return version % self._log.fold_base**2 == 0
+
+    def _write_beside_state(self) -> Published | None:
+        published = self._write_all(beside_state=True)
+        if self._snapshot_due(self.head.version):
+            self.write_snapshot()
+        return published
+
+    def flush(self) -> None:
+        """Returns when all that was handed over is in the log, but for runs that are lost (see `pending`).
+
+        Raises:
+            WriterConflict, LogUnavailable: it is not, and waits.
+        """
+        if self._thread is None:
+            self._write_all(beside_state=False)
+            return
+        with self._changed:
+            if isinstance(self.failure, LogUnavailable):
+                self.failure = None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.failure is not None or not (self._has_work() or self._busy))
+            if self.failure is not None:
+                raise self.failure
+
+    def _has_work(self) -> bool:
+        if self._caller_writes:
+            return False
+        return self._unsent is not None or (bool(self._waiting) and not self._waiting[0].lost)
+
+    def _raise_conflict(self) -> None:
+        if self.failure is not None and not isinstance(self.failure, LogUnavailable):
+            raise self.failure
+
+    def close(self) -> None:
+        """Ends the thread. What it has not written waits for ever; `flush` comes first."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    # -- the thread -------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._has_work())
+                if self._closing:
+                    return
+            try:
+                self._write_all(beside_state=False)
+                retry_s = _FIRST_RETRY_S
+            except LogUnavailable as error:
+                logger.warning("%s; training goes on, and what moves is folded until the log is back", error)
+                self._wait_for_log(error, retry_s)
+                retry_s = min(2 * retry_s, _LAST_RETRY_S)
+            except Exception as error:  # the caller hears of it at its next call
+                self._fail(error)
+                return
+
+    def _wait_for_log(self, error: LogUnavailable, retry_s: float) -> None:
+        self._fail(error)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self.failure is None, timeout=retry_s)
+            while len(self._waiting) > 1:
+                last = self._waiting.pop()
+                self._waiting[-1].extend(last)
+
+    def _fail(self, error: Exception | None) -> None:
+        with self._changed:
+            self.failure = error
+            self._changed.notify_all()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write_all(self, *, beside_state: bool) -> Published | None:
+        # A store that failed may have stored: the very update that it failed on goes first, or it would be our rival.
+        published = self._append(beside_state) if self._unsent is not None else None
+        while True:
+            with self._changed:
+                if not self._waiting or (self._waiting[0].lost and not beside_state):
+                    self.failure = None
+                    self._changed.notify_all()
+                    return published
+                while self._waiting[0].lost and len(self._waiting) > 1:
+                    self._waiting[0].extend(self._waiting[1])
+                    del self._waiting[1]
+                run = self._waiting.popleft()
+                self._busy = True
+            try:
+                published = self._write(run, beside_state)
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def _write(self, run: Pending, beside_state: bool) -> Published:
+        begun = time.perf_counter()
+        # An update that fits no state sends every reader to the snapshot of the same version.
+        before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
+        self.head.newest_us = max(self.head.newest_us, run.newest_us)
+        update = self._update(before, run.digest_after, sections)
+        self._unsent = update, encode(update)
+        self._lost_at = update.version if run.lost else self._lost_at
+        self.written.encode_s += time.perf_counter() - begun
+        return self._append(beside_state)
+
+    def _update(self, before: int, after: int, sections: tuple[Section, ...]) -> Update:
+        return Update(
+            base_version=self.head.version,
+            version=self.head.version + 1,
+            run=self._run,
+            schema=short_fingerprint(self._state.schema),
+            digest_before=before,
+            digest_after=after,
+            newest_us=self.head.newest_us,
+            sections=sections,
+        )
+
+    def _append(self, beside_state: bool) -> Published:
+        if self._unsent is None:
+            raise RuntimeError("nothing is to be appended")
+        (update, data), begun = self._unsent, time.perf_counter()
+        size = self._log.append(update, data)
+        self._unsent, head, written = None, self.head, self.written
+        head.version, head.digest = update.version, update.digest_after
+        head.bytes_since_snapshot += size
+        written.updates, written.update_bytes = written.updates + 1, written.update_bytes + size
+        try:
+            whole = beside_state and self._state.digest == update.digest_after
+            self._log.write_folds(update.version, self._state if whole else None)
+        except LogUnavailable as error:  # readers do without: they take the updates
+            logger.warning("no fold was written at version %d: %s", update.version, error)
+        written.append_s += time.perf_counter() - begun
+        published = Published(version=update.version, update_bytes=size, elements=update.elements)
+        if self._on_published is not None:
+            self._on_published(published)
+        return published
+
+    # -- snapshots --------------------------------------------------------------------------------------------------
+
+    def _snapshot_due(self, version: int) -> bool:
+        head, keeping = self.head, self._keeping
+        spans = version // keeping.snapshot_every > head.snapshot // keeping.snapshot_every
+        grown = version > head.snapshot and head.bytes_since_snapshot >= keeping.snapshot_every_bytes
+        return spans or grown or head.snapshot < self._lost_at
+
+    def write_snapshot(self) -> None:
+        """Writes the state, which is that of the head, and deletes what nobody needs any more.
+
+        Raises:
+            WeightsChanged: the state is not what it should be. LogUnavailable: the store failed.
+        """
+        # The one place that reads every element: writes that no version counter saw (`p.data.mul_`) are found here.
+        if digest(self._state.schema, self._state.arrays) != self._state.digest:
+            raise WeightsChanged("a parameter")
+        head = self.head
+        snapshot = Snapshot(version=head.version, run=self._run, newest_us=head.newest_us, state=self._state)
+        self.written.snapshot_bytes += self._log.write_snapshot(snapshot)
+        head.snapshot, head.bytes_since_snapshot = head.version, 0
+        if self._keeping.keep_versions is not None:
+            try:
+                self._log.prune(self._keeping.keep_versions)
+            except LogUnavailable as error:  # what is left is deleted after the next snapshot
+                logger.warning("old versions were not all deleted: %s", error)
