@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,14 @@ TASKS = {
 SMALL = Task("digits", make_lenet5_8x8, lambda _: digits(None), epochs=4, new=8, first=1000)
 
 
+def draws(x: torch.Tensor, y: torch.Tensor, first: int, new: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Proactive batches of 128 from the `first` example on: `new` ones of the stream, the others drawn from before."""
+    for step in itertools.count():
+        seen = first + step * new % (len(x) - first - new)
+        rows = torch.cat((torch.arange(seen, seen + new), torch.randperm(seen)[: BATCH - new]))
+        yield x[rows], y[rows]
+
+
 def record(task: Task, data: Path, logs: dict[float, Path], steps: int, seed: int = 0) -> None:
     """Trains once, and from there once for each density, publishing every step into its log."""
     torch.manual_seed(seed)
@@ -91,11 +100,9 @@ def record(task: Task, data: Path, logs: dict[float, Path], steps: int, seed: in
         shutil.rmtree(path, ignore_errors=True)
         twin, adam = copy.deepcopy((model, optimizer))
         with Publisher(twin, adam, f"file:{path}.part", density=density, snapshot_every=1 << 30) as publisher:
-            for step in range(steps):
-                seen = task.first + step * task.new % (len(x) - task.first - task.new)
-                rows = torch.cat((torch.arange(seen, seen + task.new), torch.randperm(seen)[: BATCH - task.new]))
+            for inputs, labels in itertools.islice(draws(x, y, task.first, task.new), steps):
                 adam.zero_grad()
-                nn.functional.cross_entropy(twin(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+                nn.functional.cross_entropy(twin(inputs), labels).backward()  # type: ignore[no-untyped-call]
                 adam.step()
                 publisher.publish()
         Path(f"{path}.part").rename(path)
