@@ -14,6 +14,7 @@ parameter for a mean: A. Kiely, JPL IPN 42-159, 2004).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from evergrad.errors import CorruptRecord
 BLOCK = 128
 MAX_PARAMETER = 56
 """What a 64-bit word can hold of one value from any bit of its first byte on."""
-_SMALLEST_BITS, _SPREAD_BITS = 6, 4
-_MAX_SPREAD = (1 << _SPREAD_BITS) - 1
+SMALLEST_BITS, SPREAD_BITS = 6, 4
+MAX_SPREAD = (1 << SPREAD_BITS) - 1
 _CHUNK = 1 << 14
 
 Words = npt.NDArray[np.uint64]
+WriteRice = Callable[[Words], bytes]
 _ONE, _WORD = np.uint64(1), np.uint64(64)
 
 
@@ -135,27 +137,27 @@ def _parameters(values: Words, starts: npt.NDArray[np.int64], sizes: npt.NDArray
         np.add.reduceat((values >> np.repeat(r, sizes)).astype(np.float64), starts) + r * sizes for r in (lower, upper)
     ]
     best = np.where(cost[0] <= cost[1], lower, upper)
-    return np.maximum(best, max(int(best.max()) - _MAX_SPREAD, 0)).astype(np.uint64)
+    return np.maximum(best, max(int(best.max()) - MAX_SPREAD, 0)).astype(np.uint64)
 
 
 def _head(parameters: Words) -> tuple[Words, Words]:
     """The parameters as fields, and how wide each of these is."""
     smallest = parameters.min()
     spread = parameters - smallest if len(parameters) > 1 else parameters[:0]
-    widths = np.full(len(spread) + 1, _SPREAD_BITS, dtype=np.uint64)
-    widths[0] = _SMALLEST_BITS
+    widths = np.full(len(spread) + 1, SPREAD_BITS, dtype=np.uint64)
+    widths[0] = SMALLEST_BITS
     return np.concatenate((smallest[None], spread)), widths
 
 
 def _read_head(reader: Reader, blocks: int) -> tuple[Words, int]:
     """The parameter of each block, and how many bits tell them; the reader stays where it is."""
     spreads = blocks if blocks > 1 else 0
-    bits = _SMALLEST_BITS + _SPREAD_BITS * spreads
+    bits = SMALLEST_BITS + SPREAD_BITS * spreads
     data = reader.data[reader.offset : reader.offset + (bits + 7 >> 3)]
     if 8 * len(data) < bits:
         raise reader.fail(f"the parameters of {blocks} blocks end early")
-    widths = np.full(spreads + 1, _SPREAD_BITS, dtype=np.uint64)
-    widths[0] = _SMALLEST_BITS
+    widths = np.full(spreads + 1, SPREAD_BITS, dtype=np.uint64)
+    widths[0] = SMALLEST_BITS
     fields = unpack_fields(data, np.cumsum(widths), widths)
     parameters = fields[0] + fields[1:] if spreads else fields
     if int(parameters.max()) > MAX_PARAMETER:

@@ -10,24 +10,34 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from evergrad.codec.rice import BLOCK, Reader, Words, pack_fields, read_rice, unpack_fields, varint, write_rice
+from evergrad.codec.rice import (
+    BLOCK,
+    Reader,
+    Words,
+    WriteRice,
+    pack_fields,
+    read_rice,
+    unpack_fields,
+    varint,
+    write_rice,
+)
 from evergrad.update.digest import Indices
 
 _ONE = np.uint64(1)
 _POWERS = _ONE << np.arange(64, dtype=np.uint64)
 
 
-def write_indices(indices: Indices) -> tuple[bool, bytes]:
+def write_indices(indices: Indices, rice: WriteRice = write_rice) -> tuple[bool, bytes]:
     """The stream of `indices`, strictly ascending and at least one, and whether it tells runs."""
     gaps = (np.diff(indices, prepend=-1) - 1).view(np.uint64)
-    plain = write_rice(gaps)
+    plain = rice(gaps)
     heads = np.flatnonzero(gaps)
     if not len(heads) or heads[0] != 0:
         heads = np.concatenate(([0], heads))
     if 2 * len(heads) > len(gaps):  # each run costs two numbers
         return False, plain
     lengths = np.diff(heads, append=len(gaps)) - 1
-    runs = varint(len(heads)) + write_rice(gaps[heads]) + write_rice(lengths.view(np.uint64))
+    runs = varint(len(heads)) + rice(gaps[heads]) + rice(lengths.view(np.uint64))
     return (True, runs) if len(runs) < len(plain) else (False, plain)
 
 
@@ -56,16 +66,24 @@ def _ascending(reader: Reader, gaps: Words, count: int, elements: int) -> Indice
     return indices
 
 
-def write_differences(values: npt.NDArray[np.int64]) -> bytes:
+def write_differences(values: npt.NDArray[np.int64], rice: WriteRice = write_rice) -> bytes:
     """The stream of signed numbers, at least one."""
     folded = _zigzag(values)
     lengths = np.searchsorted(_POWERS, folded, side="right").astype(np.int64)
-    starts = np.arange(0, len(values), BLOCK)
-    medians = np.array([int(np.median(lengths[start : start + BLOCK])) for start in starts])
+    medians = _medians(lengths)
     off = lengths - np.repeat(medians, BLOCK)[: len(lengths)]
     widths = np.maximum(lengths - 1, 0).view(np.uint64)  # the highest bit of a number is known
     low, used = pack_fields(folded & ((_ONE << widths) - _ONE), widths)
-    return medians.astype(np.uint8).tobytes() + write_rice(_zigzag(off)) + low[: (used + 7) >> 3].tobytes()
+    return medians.astype(np.uint8).tobytes() + rice(_zigzag(off)) + low[: (used + 7) >> 3].tobytes()
+
+
+def _medians(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The median of each block, rounded down."""
+    whole = len(lengths) - len(lengths) % BLOCK
+    middle = np.partition(lengths[:whole].reshape(-1, BLOCK), (BLOCK // 2 - 1, BLOCK // 2), axis=1)
+    medians = middle[:, BLOCK // 2 - 1 : BLOCK // 2 + 1].sum(axis=1) >> 1
+    last = [int(np.median(lengths[whole:]))] if whole < len(lengths) else []
+    return np.concatenate((medians, np.array(last, dtype=np.int64)))
 
 
 def read_differences(reader: Reader, count: int) -> npt.NDArray[np.int64]:

@@ -65,8 +65,11 @@ def smallest_fold(joined: bytes, schema: Schema, state: State | None) -> bytes |
     if state is None or len(joined) > 8 * most:
         return joined if len(joined) <= most else None
     update = decode(joined, schema)
-    candidates = [update.sections, absolute_once(update.sections, state), absolute(update.sections, state)]
-    forms = [
+    candidates = [absolute(update.sections, state)]
+    if any(not isinstance(section, Steps) for section in update.sections):
+        candidates.append(absolute_once(update.sections, state))
+    forms = [joined] if update.elements <= _MAX_FOLD_ELEMENTS else []
+    forms += [
         encode(replace(update, sections=tuple(sections)))
         for sections in candidates
         if sum(len(section.indices) for section in sections) <= _MAX_FOLD_ELEMENTS

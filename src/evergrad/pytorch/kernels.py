@@ -24,12 +24,13 @@ _BLOCK = 64
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
+    """Compiles a function for arrays at its first call, and keeps that for later processes where it can."""
     try:
-        compiled: _Function = njit(nogil=True, cache=True, error_model="numpy")(function)
+        result: _Function = njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # nowhere to keep what was compiled: it is compiled anew in each process
-        compiled = njit(nogil=True, error_model="numpy")(function)
-    return compiled
+        result = njit(nogil=True, error_model="numpy")(function)
+    return result
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -42,13 +43,13 @@ def _pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
     return signature, generate
 
 
-@_compiled
+@compiled
 def _order(number: Any) -> Any:
     """The bits of |number| as an integer: those of finite numbers are in numerical order."""
     return np.int64(np.float32(abs(number)).view(np.uint32))
 
 
-@_compiled
+@compiled
 def _kth_largest(keys: Any, k: int) -> Any:
     """The k-th largest of distinct keys, which it reorders (Hoare's quickselect)."""
     low, high, place = 0, len(keys) - 1, len(keys) - k
@@ -73,7 +74,7 @@ def _kth_largest(keys: Any, k: int) -> Any:
     return keys[place]
 
 
-@_compiled
+@compiled
 def _keep_best(positions: Any, moves: Any, count: int, k: int, keys: Any) -> Any:
     """Moves the k largest |moves| to the front, in order, of equal ones the first; gives the smallest of them."""
     for j in range(count):
@@ -87,7 +88,7 @@ def _keep_best(positions: Any, moves: Any, count: int, k: int, keys: Any) -> Any
     return np.uint32(least >> 32).view(np.float32)
 
 
-@_compiled
+@compiled
 def _lay_straight(unit: Any, scratch: Any) -> None:
     """Copies a transposed unit, rows of `inner` channels, into `scratch` as the deployed copy has it."""
     address, length, channels, inner, first = unit[0], unit[2], unit[3], unit[4], unit[5]
@@ -98,7 +99,7 @@ def _lay_straight(unit: Any, scratch: Any) -> None:
             scratch[i * inner + s] = source[i]
 
 
-@_compiled
+@compiled
 def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any) -> Any:
     """Collects the elements of `units` whose |master - deployed| is above a threshold that rises as they fill up.
 
@@ -144,7 +145,7 @@ def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, mo
     return count, -1
 
 
-@_compiled
+@compiled
 def best(positions: Any, moves: Any, counts: Any, k: int) -> Any:
     """The best k of all candidates, in index order, in arrays of their own, and the smallest |move| among them."""
     total = counts.sum()
@@ -163,7 +164,7 @@ def best(positions: Any, moves: Any, counts: Any, k: int) -> Any:
     return chosen, sizes, least
 
 
-@_compiled
+@compiled
 def _mix(index: Any, number: Any) -> Any:
     x = np.uint64(index) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(np.float32(number).view(np.uint32))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -171,14 +172,14 @@ def _mix(index: Any, number: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
-@_compiled
+@compiled
 def _is_closer(move: Any, old: Any, scale: Any) -> Any:
     after = np.float32(old - scale) if move < 0 else np.float32(old + scale)
     rest = np.float64(move) - (np.float64(after) - np.float64(old))
     return abs(rest) < abs(np.float64(move))
 
 
-@_compiled
+@compiled
 def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
     """`select.even_step`: what is kept comes to the front, in order; gives how many, and the scale."""
     count, scale = len(positions), np.float32(0)
@@ -205,7 +206,7 @@ def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
     return 0, scale
 
 
-@_compiled
+@compiled
 def move(positions: Any, moves: Any, counts: Any, k: int, deployed: Any, first: int) -> Any:
     """Moves `deployed` towards the master by one even step at the best k of all candidates.
 
@@ -232,7 +233,7 @@ def move(positions: Any, moves: Any, counts: Any, k: int, deployed: Any, first: 
     return chosen, old, new, negative, scale, shift, least
 
 
-@_compiled
+@compiled
 def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
     """Elements of float32 buffers that are off by more than a fraction `tolerance` of themselves.
 

@@ -25,8 +25,8 @@ ValuesAs = Literal["steps", "exact"]
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
 _THREADED_ELEMENTS = 1 << 22
-_SPARE = 4096
-_NEXT = np.float32(0.7)
+_SPARE = 1024
+_LOWEST, _HIGHEST = 0.5, 0.98
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +109,7 @@ class CompiledMover:
         self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._threshold = 0.0
+        self._threshold, self._ease = 0.0, 0.7
         units = [self._units(pair) for pair in pairs if pair.master.numel()]
         self._units_of_all = np.concatenate(units) if units else np.empty((0, 6), np.int64)
         # A second thread pays for its start where there is much to read. torch's own number of threads stays.
@@ -147,24 +147,37 @@ class CompiledMover:
         for straight, master in self._staged:
             straight.copy_(master)
         counts = self._scan(k, self._threshold)
-        if counts is not None and self._threshold and counts.sum() < k:
-            counts = self._scan(k, 0.0)
+        if counts is not None and self._threshold:
+            counts = self._enough(counts, k)
         if counts is None:  # the kernel saw NaN, an infinity, or a difference that is one
             self._check_finite()
             return self._reference.move(k)
         if self._values == "exact":
             best, moves, least = self._kernels.best(self._positions, self._moves, counts, k)
-            self._threshold = float(_NEXT * least)
+            self._threshold = self._ease * float(least)
             return self._reference.write(self._pairs, best + self._first, moves)
         found = self._kernels.move(self._positions, self._moves, counts, k, self._deployed, self._first)
         positions, old, new, negative, scale, shift, least = found
-        self._threshold = float(_NEXT * least)
+        self._threshold = self._ease * float(least)
         if not len(positions):
             return None
         after = (self._state.digest + int(shift)) & _MASK
         change = Change((GroupChange(self._group, positions, old, new),), self._state.digest, after)
         self._state.digest = after
         return Moved((Steps(positions + self._first, negative, float(scale)),), change)
+
+    def _enough(self, counts: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64] | None:
+        """The same candidates, or those of another pass where they were fewer than k.
+
+        What was not sent piles up just under the last threshold. The next pass starts below that by a margin, which
+        narrows while there are more than enough candidates, and widens when there were too few.
+        """
+        if counts.sum() >= k:
+            if counts.sum() > 2 * k:
+                self._ease += 0.1 * (_HIGHEST - self._ease)
+            return counts
+        self._ease = max(_LOWEST, self._ease - 0.1)
+        return self._scan(k, 0.0)
 
     def _scan(self, k: int, threshold: float) -> npt.NDArray[np.int64] | None:
         room = k + k // 2 + _SPARE

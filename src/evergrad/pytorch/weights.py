@@ -39,6 +39,7 @@ class Weights:
         self.deployed = state_views(state)
         others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
         self.buffers = Buffers(model, state, others, self.deployed)
+        self._transposed = [t for t in self.parameters if not self.master[t.name].is_contiguous()]
         self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._show(self.master)
 
@@ -70,7 +71,7 @@ class Weights:
         channels_last. Fused optimizers walk both by address, and do not check.
         """
         self._aligned = []
-        for found in self.parameters if self._closed_loop else ():
+        for found in self._transposed if self._closed_loop else ():
             grad, master = found.tensor.grad, self.master[found.name]
             if grad is not None and grad.layout == torch.strided and grad.stride() != master.stride():
                 found.tensor.grad = torch.empty_like(master, dtype=grad.dtype).copy_(grad)

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from evergrad.codec import encode
+from evergrad.codec.rice import WriteRice, write_rice
 from evergrad.errors import LogUnavailable, WeightsChanged
 from evergrad.log import UpdateLog
+from evergrad.pytorch.mover import COMPILED
 from evergrad.pytorch.pending import Pending
 from evergrad.update import Section, Snapshot, State, Update, digest, short_fingerprint
 
@@ -93,6 +95,7 @@ class Writer:
         self._log, self._state, self.head, self._run, self._keeping = log, state, head, run, keeping
         self._on_published = on_published
         self.written = Written()
+        self._rice = fastest_rice()
         self.failure: Exception | None = None
         self._unsent: tuple[Update, bytes] | None = None
         self._waiting: deque[Pending] = deque()
@@ -265,7 +268,7 @@ class Writer:
         before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
         self.head.newest_us = max(self.head.newest_us, run.newest_us)
         update = self._update(before, run.digest_after, sections)
-        self._unsent = update, encode(update)
+        self._unsent = update, encode(update, self._rice)
         self._lost_at = update.version if run.lost else self._lost_at
         self.written.encode_s += time.perf_counter() - begun
         return self._append(beside_state)
@@ -328,3 +331,12 @@ class Writer:
                 self._log.prune(self._keeping.keep_versions)
             except LogUnavailable as error:  # what is left is deleted after the next snapshot
                 logger.warning("old versions were not all deleted: %s", error)
+
+
+def fastest_rice() -> WriteRice:
+    """What writes Rice codes in this process: compiled code where numba is."""
+    if not COMPILED:
+        return write_rice
+    from evergrad.pytorch import coding
+
+    return coding.write_rice
