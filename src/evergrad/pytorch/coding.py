@@ -40,7 +40,7 @@ def _parameters(values: Any) -> Any:
 
 
 @compiled
-def _put(out: Any, position: int, number: Any, width: int) -> None:
+def _put(out: Any, position: Any, number: Any, width: Any) -> None:
     """Writes the low `width` bits of a number, from bit `position` on, the high one first."""
     while width > 0:
         room = 8 - (position & 7)
@@ -69,7 +69,7 @@ def _write(values: Any) -> Any:
     position, end = np.int64(head), low
     for i in range(len(values)):
         parameter = parameters[i // BLOCK]
-        _put(out, position, values[i], int(parameter))
+        _put(out, position, values[i], parameter)
         position += parameter
         end += np.int64(values[i] >> np.uint64(parameter))
         out[end >> 3] |= np.uint8(128 >> (end & 7))

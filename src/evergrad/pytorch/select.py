@@ -226,8 +226,8 @@ def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32])
 
 
 def _closer(moves: npt.NDArray[Any], deployed: npt.NDArray[Any], scale: np.float32) -> npt.NDArray[np.bool_]:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         after = deployed + np.where(moves < 0, -scale, scale)
-    rest = moves.astype(np.float64) - (after.astype(np.float64) - deployed)
+        rest = moves.astype(np.float64) - (after.astype(np.float64) - deployed)
     result: npt.NDArray[np.bool_] = np.abs(rest) < np.abs(moves)
     return result
