@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import nn
 
 from evergrad.errors import CorruptRecord, ReplicaError, UnsupportedFormat
@@ -16,20 +17,27 @@ from evergrad.update import Snapshot, State, Update, short_fingerprint
 logger = logging.getLogger(__name__)
 
 
-def begin(log: UpdateLog, model: nn.Module, run: int, factory: str | None) -> tuple[State, Head, int]:
+def begin(
+    log: UpdateLog, model: nn.Module, run: int, factory: str | None, cast: torch.dtype | None = None
+) -> tuple[State, Head, int]:
     """The deployed state, where the log ends with it, and the bytes of snapshots written on the way.
 
     A log that holds nothing is begun with the model as it is. One whose head cannot be read is continued from the model
     too, by an update that fits no state and a snapshot of the same version: every reader goes over to that.
 
+    Args:
+        run: 64 random bits that name this publisher.
+        factory: as in `Publisher`.
+        cast: as in `bridge.schema_of`.
+
     Raises:
         SchemaMismatch: the log is of another model. LogUnavailable, WriterConflict: from the log.
     """
     if not log.begun():
-        state = state_of(model)
+        state = state_of(model, cast)
         size = log.begin(Snapshot(version=0, run=run, newest_us=0, state=state), factory)
         return state, Head(0, state.digest, snapshot=0), size
-    log.schema.require(schema_of(model))
+    log.schema.require(schema_of(model, cast))
     replica = Replica(log)
     latest, snapshots = log.latest(), log.snapshots()
     newest = max(snapshots, default=-1)
@@ -41,13 +49,12 @@ def begin(log: UpdateLog, model: nn.Module, run: int, factory: str | None) -> tu
             raise CorruptRecord(f"version {version + 1}", f"it is missing, and version {head} is there")
     except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
         logger.warning("%s; the log is continued from this model with a new snapshot", error)
-        return _begin_again(log, model, run, head + 1, replica.stats().newest_us)
+        return _begin_again(log, state_of(model, cast), run, head + 1, replica.stats().newest_us)
     stats = replica.stats()
     return replica.state, Head(version, replica.digest, stats.newest_us, newest, stats.update_bytes), 0
 
 
-def _begin_again(log: UpdateLog, model: nn.Module, run: int, version: int, newest_us: int) -> tuple[State, Head, int]:
-    state = state_of(model)
+def _begin_again(log: UpdateLog, state: State, run: int, version: int, newest_us: int) -> tuple[State, Head, int]:
     update = Update(
         base_version=version - 1,
         version=version,

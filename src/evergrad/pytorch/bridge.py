@@ -58,10 +58,18 @@ def module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str
     return sorted(found.values(), key=lambda each: each.parameter), aliases
 
 
-def schema_of(module: nn.Module) -> Schema:
-    """The schema of a module's persistent buffers, then its parameters. Raises SchemaMismatch."""
+def schema_of(module: nn.Module, cast: torch.dtype | None = None) -> Schema:
+    """The schema of a module's persistent buffers, then its parameters. Raises SchemaMismatch.
+
+    Args:
+        cast: the dtype that float32 tensors are deployed in; None: their own.
+    """
     tensors, aliases = module_tensors(module)
-    return Schema([(t.name, _NAMES[t.tensor.dtype], tuple(t.tensor.shape)) for t in tensors], aliases)
+    return Schema([(t.name, _NAMES[_deployed_as(t, cast)], tuple(t.tensor.shape)) for t in tensors], aliases)
+
+
+def _deployed_as(found: ModuleTensor, cast: torch.dtype | None) -> torch.dtype:
+    return cast if cast is not None and found.tensor.dtype == torch.float32 else found.tensor.dtype
 
 
 def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -91,13 +99,11 @@ def state_views(state: State) -> dict[str, torch.Tensor]:
     return views
 
 
-def state_of(module: nn.Module, schema: Schema | None = None) -> State:
-    """A copy of a module's tensors as a state. Raises SchemaMismatch where `schema` is another model's."""
-    found = schema_of(module)
-    if schema is not None:
-        schema.require(found)
+def state_of(module: nn.Module, cast: torch.dtype | None = None) -> State:
+    """A copy of a module's tensors as a state; `cast` as in `schema_of`. Raises SchemaMismatch."""
     tensors, _ = module_tensors(module)
-    return State.from_tensors(found, {t.name: as_numpy(t.tensor) for t in tensors})
+    arrays = {t.name: as_numpy(t.tensor.detach().to(_deployed_as(t, cast))) for t in tensors}
+    return State.from_tensors(schema_of(module, cast), arrays)
 
 
 def load_weights(module: nn.Module, replica: Replica) -> int:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,11 @@ import torch
 
 from evergrad.pytorch.bridge import as_numpy
 from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Selector, even_step, masters_at, moves_of
+from evergrad.pytorch.tables import Table
 from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 
 logger = logging.getLogger(__name__)
-ValuesAs = Literal["steps", "exact"]
+ValuesAs = Literal["steps", "exact", "bf16"]
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
 _THREADED_ELEMENTS = 1 << 22
@@ -35,6 +36,14 @@ class Moved:
 
     sections: tuple[Section, ...]
     change: Change
+
+
+class Mover(Protocol):
+    """Moves the deployed weights towards the master."""
+
+    def move(self, k: int) -> Moved | None:
+        """Moves k elements at most; None where none is due. Raises NonFiniteWeights, and nothing moved."""
+        ...
 
 
 class ReferenceMover:
@@ -101,6 +110,7 @@ class CompiledMover:
         check_finite: Callable[[], None],
         reference: ReferenceMover,
         values: ValuesAs,
+        tables: Sequence[Table] = (),
     ) -> None:
         from evergrad.pytorch import kernels
 
@@ -110,10 +120,14 @@ class CompiledMover:
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._threshold, self._ease = 0.0, 0.7
-        units = [self._units(pair) for pair in pairs if pair.master.numel()]
-        self._units_of_all = np.concatenate(units) if units else np.empty((0, 6), np.int64)
+        by_name = {table.pair.name: table for table in tables}
+        self._has_tables = bool(tables)
+        self._parts: list[npt.NDArray[np.int64] | Table] = [
+            by_name.get(pair.name) or self._units(pair) for pair in pairs if pair.master.numel()
+        ]
+        self._all = np.concatenate([np.empty((0, 6), np.int64), *self._units_due()])
         # A second thread pays for its start where there is much to read. torch's own number of threads stays.
-        elements = int(self._units_of_all[:, 2].sum())
+        elements = int(self._all[:, 2].sum())
         self._threads = min(2, torch.get_num_threads()) if elements >= _THREADED_ELEMENTS else 1
         self._pool = ThreadPoolExecutor(1, "evergrad-select") if self._threads == 2 else None
         self._positions = np.empty((self._threads, 0), np.int64)
@@ -142,10 +156,24 @@ class CompiledMover:
         units[:, :, 3], units[:, :, 4], units[:, :, 5] = channels, inner, firsts
         return units.reshape(-1, 6)
 
+    def _units_due(self) -> list[npt.NDArray[np.int64]]:
+        return [self._rows(part) if isinstance(part, Table) else part for part in self._parts]
+
+    def _rows(self, table: Table) -> npt.NDArray[np.int64]:
+        """The rows of a table that are due, each a unit."""
+        rows, width = table.due(), table.pair.master.shape[1]
+        units = np.zeros((len(rows), 6), np.int64)
+        units[:, 0] = table.pair.master.data_ptr() + 4 * width * rows
+        units[:, 1] = table.pair.offset - self._first + width * rows
+        units[:, 2] = width
+        return units
+
     def move(self, k: int) -> Moved | None:
         """As `ReferenceMover.move`."""
         for straight, master in self._staged:
             straight.copy_(master)
+        if self._has_tables:
+            self._all = np.concatenate(self._units_due())
         counts = self._scan(k, self._threshold)
         if counts is not None and self._threshold:
             counts = self._enough(counts, k)
@@ -184,7 +212,7 @@ class CompiledMover:
         if self._positions.shape[1] < room:
             self._positions = np.empty((self._threads, room), np.int64)
             self._moves = np.empty((self._threads, room), np.float32)
-        units, middle = self._units_of_all, len(self._units_of_all) // 2
+        units, middle = self._all, len(self._all) // 2
         if self._pool is None:
             found = [self._scan_part(units, threshold, k, 0)]
         else:
@@ -224,8 +252,13 @@ def make_mover(
     check_finite: Callable[[], None],
     selector: Selector,
     values: ValuesAs,
-) -> ReferenceMover | CompiledMover:
-    """The fastest mover that can do what is asked."""
+    tables: Sequence[Table] = (),
+) -> Mover:
+    """The fastest mover that can do what is asked.
+
+    Args:
+        tables: of `pairs`, those of which only rows that are due are scanned, where code is compiled.
+    """
     reference = ReferenceMover(pairs, state, check_finite, selector, values)
     found = pairs()
     plain = type(selector) is GlobalTopK and selector.second_moment is None
@@ -234,4 +267,4 @@ def make_mover(
     if not COMPILED:
         logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
         return reference
-    return CompiledMover(found, state, check_finite, reference, values)
+    return CompiledMover(found, state, check_finite, reference, values, tables)

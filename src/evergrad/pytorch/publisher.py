@@ -28,9 +28,11 @@ from torch.utils.hooks import RemovableHandle
 from evergrad.errors import ConfigError, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
-from evergrad.pytorch.mover import ValuesAs, make_mover
+from evergrad.pytorch.cast import CastMover
+from evergrad.pytorch.mover import Mover, ValuesAs, make_mover
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
+from evergrad.pytorch.tables import find_tables
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Keeping, Published, Writer
 from evergrad.update import Section
@@ -89,7 +91,9 @@ class Publisher:
             way.
         selector: which elements move; default: those that are furthest from the master, of all tensors.
         values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
-            master; "exact": it becomes the master's value, as 4 bytes an element or a little less.
+            master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
+            tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
+            density: at each version replicas hold `model.bfloat16()`, bit for bit (needs `forward="master"`).
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself, rounded to within that. 0: exactly, whenever it moves.
         every_steps: publishes by itself after each so many optimizer steps; None: when `publish` is called.
@@ -129,6 +133,8 @@ class Publisher:
         factory: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if values == "bf16" and forward != "master":
+            raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")
         _check_settings(density, forward, values, buffer_tolerance, snapshot_every)
         _check_bounds(snapshot_every_bytes, keep_versions, every_steps)
         _check_optimizer(model, optimizer, forward)
@@ -140,13 +146,13 @@ class Publisher:
         self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
         run = secrets.randbits(64)
-        self._state, head, snapshot_bytes = begin(self._log, model, run, factory)
+        cast = torch.bfloat16 if values == "bf16" else None
+        self._at_publish = optimizer is None or cast is not None
+        self._state, head, snapshot_bytes = begin(self._log, model, run, factory, cast)
         self._pending = self._nothing()
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
-        self._mover = make_mover(
-            self._weights.pairs, self._state, lambda: self._weights.check_finite(self._steps),
-            selector or GlobalTopK(), values,
-        )  # fmt: skip
+        self._tables = find_tables(model, self._weights.pairs())
+        self._mover = self._make_mover(selector or GlobalTopK(), values)
         self._k = max(1, round(density * sum(pair.master.numel() for pair in self._weights.pairs())))
         nbytes = self._state.schema.nbytes
         keeping = Keeping(
@@ -160,11 +166,20 @@ class Publisher:
         self._writer.written.snapshot_bytes = snapshot_bytes
         self._attach()
 
+    def _make_mover(self, selector: Selector, values: ValuesAs) -> Mover:
+        weights = self._weights
+        if values == "bf16":
+            return CastMover(weights.floating, weights.deployed, self._state, lambda: self._steps)
+        check = lambda: weights.check_finite(self._steps)  # noqa: E731
+        return make_mover(weights.pairs, self._state, check, selector, values, self._tables)
+
     def _nothing(self) -> Pending:
         return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
 
     def _attach(self) -> None:
         self._take_in(self._weights.differing())
+        if self._at_publish:
+            self._move()
         self._hooks: list[RemovableHandle] = []
         if self._optimizer is not None:
             self._hooks = [
@@ -199,11 +214,14 @@ class Publisher:
         self._weights.check_untouched()
         self._weights.show_master()
         self._weights.align_gradients()
+        for table in self._tables:
+            table.before_step()
 
     def _after_step(self) -> None:
         self._steps += 1
         try:
-            if not self._skipped():
+            self._weights.check_untouched()
+            if not (self._at_publish or self._skipped()):
                 self._move()
         finally:
             self._weights.show_own()
@@ -255,7 +273,7 @@ class Publisher:
         if not self._attached:
             return None
         self._weights.check_untouched()
-        if self._optimizer is None:
+        if self._at_publish:
             self._move()
         return self._publish(newest_s)
 
@@ -317,6 +335,8 @@ class Publisher:
             hook.remove()
         if self._optimizer is not None:
             _attached.pop(self._optimizer, None)
+        for table in self._tables:
+            table.close()
         self._writer.close()
         self._weights.show_master()
 
@@ -351,8 +371,8 @@ def _check_settings(density: float, forward: str, values: str, tolerance: float,
         raise ConfigError("density", f"must lie in (0, 1], not {density}")
     if forward not in ("deployed", "master"):
         raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
-    if values not in ("steps", "exact"):
-        raise ConfigError("values", f"must be 'steps' or 'exact', not {values!r}")
+    if values not in ("steps", "exact", "bf16"):
+        raise ConfigError("values", f"must be 'steps', 'exact' or 'bf16', not {values!r}")
     if not 0 <= tolerance < 1:
         raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
     if snapshot_every < 1:

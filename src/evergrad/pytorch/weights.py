@@ -38,7 +38,10 @@ class Weights:
         self.master = {t.name: t.tensor.data for t in self.parameters}
         self.deployed = state_views(state)
         others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
-        self.buffers = Buffers(model, state, others, self.deployed)
+        own = [t for t in others if self.deployed[t.name].dtype == t.tensor.dtype]
+        self.buffers = Buffers(model, state, own, self.deployed)
+        cast = [t for t in others if self.deployed[t.name].dtype != t.tensor.dtype]
+        self._cast_buffers = Buffers(model, state, cast, self.deployed)
         self._transposed = [t for t in self.parameters if not self.master[t.name].is_contiguous()]
         self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._show(self.master)
@@ -96,11 +99,14 @@ class Weights:
     @contextmanager
     def showing_deployed(self) -> Iterator[nn.Module]:
         """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only."""
-        live = [(found.tensor, found.tensor.data) for found in self.buffers.live()]
-        with self._showing(self.deployed) as model:
+        buffers = [*self.buffers.live(), *self._cast_buffers.live()]
+        live = [(found.tensor, found.tensor.data) for found in buffers]
+        shown = {name: self.deployed[name].to(master.dtype) for name, master in self.master.items()}
+        same = all(shown[name] is self.deployed[name] for name in shown)
+        with self._showing(self.deployed if same else shown) as model:
             # Copies, for a forward pass in training mode writes to them.
-            for found in self.buffers.live():
-                found.tensor.data = self.deployed[found.name].clone()
+            for found in buffers:
+                found.tensor.data = self.deployed[found.name].to(found.tensor.dtype, copy=True)
             try:
                 yield model
             finally:
@@ -128,10 +134,18 @@ class Weights:
         ]
         return sorted(found, key=lambda pair: pair.offset)
 
+    def floating(self) -> list[tuple[str, torch.Tensor]]:
+        """The masters, and the buffers that are deployed in another dtype than their own, by name."""
+        return [*self.master.items(), *((t.name, t.tensor) for t in self._cast_buffers.live())]
+
     def differing(self) -> list[Values]:
-        """Absolute values of every element whose live bits are not the deployed ones. Raises NonFiniteWeights."""
+        """Absolute values of all elements that are deployed in their own dtype, and differ in bits.
+
+        Raises NonFiniteWeights.
+        """
         due = []
-        for name, live in (*self.master.items(), *((t.name, t.tensor) for t in self.buffers.live())):
+        tensors = [(name, master) for name, master in self.master.items() if self.deployed[name].dtype == master.dtype]
+        for name, live in (*tensors, *((t.name, t.tensor) for t in self.buffers.live())):
             changed = bits_differ(live, self.deployed[name])
             check_finite(name, live.detach()[changed], 0)
             due.append((name, live, changed))
