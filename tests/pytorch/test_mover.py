@@ -114,12 +114,7 @@ def same(a: Moved | None, b: Moved | None) -> bool:
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_compiled_and_reference_move_the_same(
-    shapes: str, layout: str, coarse: bool, values: mover.ValuesAs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if shapes == "large":  # the second thread, too
-        monkeypatch.setattr(mover, "_THREADED_ELEMENTS", 1)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_compiled_and_reference_move_the_same(shapes: str, layout: str, coarse: bool, values: mover.ValuesAs) -> None:
     model = model_of(SHAPES[shapes])
     ours = Copies(model, LAYOUTS[layout], values=values)
     reference = Copies(model, lay_plain, values=values, compiled=False)

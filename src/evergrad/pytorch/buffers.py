@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from evergrad.pytorch.bridge import ModuleTensor, as_numpy
 from evergrad.pytorch.mover import COMPILED
 from evergrad.pytorch.statistics import tell_within
 from evergrad.update import Section, State, Values
+from evergrad.update.digest import Array
 
 Due = tuple[str, torch.Tensor, torch.Tensor]
 _Home = tuple[dict[str, torch.Tensor | None], str]
@@ -36,7 +38,6 @@ class Buffers:
         self._state, self._others, self._deployed = state, others, deployed
         homes = _homes_of_buffers(model)
         self._homes = [homes.get(id(other.tensor)) for other in others]
-        self._float32 = next((n for n, g in enumerate(state.schema.groups) if g.dtype == "F32"), -1)
 
     def live(self) -> list[ModuleTensor]:
         """The tensors as they are: a module may put a new tensor into a buffer's place at each forward pass.
@@ -66,13 +67,16 @@ class Buffers:
 
         Elements of integer buffers are due whenever they differ. Raises NonFiniteWeights.
         """
-        live = self.live()
-        quick = [found for found in live if COMPILED and _is_plain(found.tensor)]
-        slow = [found for found in live if not (COMPILED and _is_plain(found.tensor))]
-        due = [(found.name, found.tensor, self._is_due(found, tolerance, step)) for found in slow]
-        told = [*self._stale_float32(quick, tolerance, step), *values_where(due, self._state)]
+        quick: dict[torch.dtype, list[ModuleTensor]] = {torch.float32: [], torch.int64: []}
+        due = []
+        for found in self.live():
+            if COMPILED and found.tensor.dtype in quick and found.tensor.is_contiguous():
+                quick[found.tensor.dtype].append(found)
+            else:
+                due.append((found.name, found.tensor, self._is_due(found, tolerance, step)))
+        told = [*self._stale_float32(quick[torch.float32], tolerance, step), *self._differing(quick[torch.int64])]
         sections: list[Section] = []
-        for values in _merged(told):
+        for values in _merged([*told, *values_where(due, self._state)]):
             old = self._state.elements_at(values.dtype, values.indices)
             sections.extend(tell_within(values, old, tolerance))
         return sections
@@ -82,16 +86,27 @@ class Buffers:
             return []
         from evergrad.pytorch import kernels
 
-        first, table = self._state.schema.groups[self._float32].start, self._state.schema.by_name
-        rows = [(t.tensor.data_ptr(), table[t.name].offset - first, t.tensor.numel()) for t in buffers]
-        deployed = self._state.arrays[self._float32]
-        positions, values, bad = kernels.stale(np.array(rows, np.int64), deployed, tolerance)
+        rows, deployed, first = self._where(buffers, "F32")
+        positions, values, bad = kernels.stale(rows, deployed, tolerance)
         if bad >= 0:
             raise NonFiniteWeights(buffers[bad].name, step)
-        if not len(positions):
+        return [Values(positions + first, values, "F32")] if len(positions) else []
+
+    def _differing(self, buffers: Sequence[ModuleTensor]) -> list[Values]:
+        if not buffers:
             return []
-        order = np.argsort(positions)
-        return [Values(positions[order] + first, values[order], "F32")]
+        from evergrad.pytorch import kernels
+
+        rows, deployed, first = self._where(buffers, "I64")
+        positions, values = kernels.differing(rows, deployed)
+        return [Values(positions + first, values, "I64")] if len(positions) else []
+
+    def _where(self, buffers: Sequence[ModuleTensor], dtype: str) -> tuple[npt.NDArray[np.int64], Array, int]:
+        """Address, place among the elements of `dtype`, and length of each buffer; these elements; the first's index."""
+        number, group = next((n, g) for n, g in enumerate(self._state.schema.groups) if g.dtype == dtype)
+        table = self._state.schema.by_name
+        rows = [(t.tensor.data_ptr(), table[t.name].offset - group.start, t.tensor.numel()) for t in buffers]
+        return np.array(rows, np.int64), self._state.arrays[number], group.start
 
     def _is_due(self, found: ModuleTensor, tolerance: float, step: int) -> torch.Tensor:
         deployed = self._deployed[found.name]
@@ -137,10 +152,6 @@ def bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:
     mine, own = as_numpy(live), as_numpy(deployed)
     bits = f"u{mine.dtype.itemsize}"
     return torch.from_numpy(np.asarray(mine.view(bits) != own.view(bits)))
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def _kind(tensor: torch.Tensor | None) -> str:

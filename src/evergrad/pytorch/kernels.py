@@ -2,7 +2,7 @@
 
     scan        candidates above a threshold into a small buffer; when it is full, the best k stay and the threshold
                 rises to the k-th of them, in mid-pass
-    best        the best k of all buffers, in index order
+    best        the best k of the buffer, in index order
     move        their common scale, the move of the deployed weights, and what that does to the digest
 
 What is scanned is a table of units, runs of at most `UNIT` elements that are consecutive in the deployed copy; the
@@ -33,14 +33,22 @@ def compiled(function: _Function) -> _Function:
     return result
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
-    signature = types.CPointer(types.float32)(types.int64)
+def _pointers_to(kind: Any) -> Any:
+    """What makes a pointer to elements of `kind` of an address, in compiled code."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+    def pointer(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
+        signature = types.CPointer(kind)(types.int64)
 
-    return signature, generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, generate
+
+    return intrinsic(pointer)
+
+
+_pointer = _pointers_to(types.float32)
+_pointer_int64 = _pointers_to(types.int64)
 
 
 @compiled
@@ -100,6 +108,44 @@ def _lay_straight(unit: Any, scratch: Any) -> None:
 
 
 @compiled
+def _longest_transposed(units: Any) -> Any:
+    longest = 0
+    for number in range(len(units)):
+        if units[number, 4]:
+            longest = max(longest, units[number, 2])
+    return longest
+
+
+@compiled
+def _master(unit: Any, scratch: Any) -> Any:
+    if unit[4]:
+        _lay_straight(unit, scratch)
+        return scratch[: unit[2]]
+    return carray(_pointer(unit[0]), unit[2])
+
+
+@compiled
+def _any_above(ours: Any, theirs: Any, limit: Any) -> Any:
+    found = 0
+    for i in range(len(ours)):
+        found |= not (abs(ours[i] - theirs[i]) <= limit)
+    return found
+
+
+@compiled
+def _collect(ours: Any, theirs: Any, limit: Any, start: int, positions: Any, moves: Any, count: int) -> Any:
+    """Appends what is above the limit; gives the new count, -1 where something is not finite."""
+    for i in range(len(ours)):
+        move = ours[i] - theirs[i]
+        if not (abs(move) <= limit):
+            if not np.isfinite(move):
+                return -1
+            positions[count], moves[count] = start + i, move
+            count += 1
+    return count
+
+
+@compiled
 def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any) -> Any:
     """Collects the elements of `units` whose |master - deployed| is above a threshold that rises as they fill up.
 
@@ -110,56 +156,39 @@ def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, mo
         positions, moves: where candidates go; longer than k.
 
     Returns:
-        How many candidates there are, and the first unit that holds a master that is not finite (-1: none).
+        How many candidates there are, how many there have been, and the first unit that holds a master that is not
+        finite (-1: none).
     """
-    scratch = np.empty(max(UNIT, units[:, 2].max() if len(units) else 0), np.float32)
+    scratch = np.empty(_longest_transposed(units), np.float32)
     keys = np.empty(len(positions), np.int64)
-    count = 0
+    count, seen = 0, 0
     limit = np.float32(threshold)
     for number in range(len(units)):
-        unit = units[number]
-        length, start = unit[2], unit[1]
-        if unit[4]:
-            _lay_straight(unit, scratch)
-            master = scratch[:length]
-        else:
-            master = carray(_pointer(unit[0]), length)
+        start, length = units[number, 1], units[number, 2]
+        master = _master(units[number], scratch)
         for block in range(0, length, _BLOCK):
             ours = master[block : block + _BLOCK]
             theirs = deployed[start + block : start + block + len(ours)]
-            found = 0
-            for i in range(len(ours)):
-                found |= not (abs(ours[i] - theirs[i]) <= limit)
-            if not found:
+            if not _any_above(ours, theirs, limit):
                 continue
             if count + len(ours) > len(positions):
                 limit = np.float32(max(limit, _keep_best(positions, moves, count, k, keys)))
+                seen += count - k
                 count = k
-            for i in range(len(ours)):
-                move = ours[i] - theirs[i]
-                if not (abs(move) <= limit):
-                    if not np.isfinite(move):
-                        return count, number
-                    positions[count], moves[count] = start + block + i, move
-                    count += 1
-    return count, -1
+            count = _collect(ours, theirs, limit, start + block, positions, moves, count)
+            if count < 0:
+                return count, seen, number
+    return count, seen + count, -1
 
 
 @compiled
-def best(positions: Any, moves: Any, counts: Any, k: int) -> Any:
-    """The best k of all candidates, in index order, in arrays of their own, and the smallest |move| among them."""
-    total = counts.sum()
-    chosen, sizes = np.empty(total, np.int64), np.empty(total, np.float32)
-    end = 0
-    for part in range(len(counts)):
-        chosen[end : end + counts[part]] = positions[part, : counts[part]]
-        sizes[end : end + counts[part]] = moves[part, : counts[part]]
-        end += counts[part]
-    least = np.float32(0)
-    if total > k:
-        least = _keep_best(chosen, sizes, total, k, np.empty(total, np.int64))
+def best(positions: Any, moves: Any, count: int, k: int) -> Any:
+    """The best k of `count` candidates, in index order, in arrays of their own, and the smallest |move| among them."""
+    chosen, sizes, least = positions[:count].copy(), moves[:count].copy(), np.float32(0)
+    if count > k:
+        least = _keep_best(chosen, sizes, count, k, np.empty(count, np.int64))
         chosen, sizes = chosen[:k].copy(), sizes[:k].copy()
-    elif total == k:
+    elif count == k:
         least = np.abs(sizes).min()
     return chosen, sizes, least
 
@@ -207,18 +236,18 @@ def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
 
 
 @compiled
-def move(positions: Any, moves: Any, counts: Any, k: int, deployed: Any, first: int) -> Any:
+def move(positions: Any, moves: Any, count: int, k: int, deployed: Any, first: int) -> Any:
     """Moves `deployed` towards the master by one even step at the best k of all candidates.
 
     Args:
-        positions, moves, counts: what `scan` found, a row for each of its runs, in ascending order of positions.
+        positions, moves, count: what `scan` found.
         first: the flat index of the first element of `deployed`.
 
     Returns:
         positions, old and new values, whether each moved down, scale, the shift of the digest (modulo 2^64), and the
         smallest |move| among the best k (0 where there were fewer).
     """
-    chosen, sizes, least = best(positions, moves, counts, k)
+    chosen, sizes, least = best(positions, moves, count, k)
     kept, scale = _even_step(chosen, sizes, deployed)
     chosen = chosen[:kept]
     old, new, negative = np.empty(kept, np.float32), np.empty(kept, np.float32), np.empty(kept, np.bool_)
@@ -265,3 +294,19 @@ def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
                     positions[found], values[found] = start + i, here
                 found += 1
     return positions, values, -1
+
+
+@compiled
+def differing(buffers: Any, deployed: Any) -> Any:
+    """Elements of int64 buffers that are not the deployed ones: positions and live values, as `stale` gives them."""
+    room = 0
+    for number in range(len(buffers)):
+        room += buffers[number, 2]
+    positions, values, found = np.empty(room, np.int64), np.empty(room, np.int64), 0
+    for number in range(len(buffers)):
+        live = carray(_pointer_int64(buffers[number, 0]), buffers[number, 2])
+        for i in range(len(live)):
+            if live[i] != deployed[buffers[number, 1] + i]:
+                positions[found], values[found] = buffers[number, 1] + i, live[i]
+                found += 1
+    return positions[:found], values[:found]

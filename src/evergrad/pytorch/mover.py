@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +24,8 @@ logger = logging.getLogger(__name__)
 ValuesAs = Literal["steps", "exact", "bf16"]
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
-_THREADED_ELEMENTS = 1 << 22
 _SPARE = 1024
-_LOWEST, _HIGHEST = 0.5, 0.98
+_LEAST_MARGIN, _MOST_MARGIN = 0.003, 0.7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,19 +117,14 @@ class CompiledMover:
         self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._threshold, self._ease = 0.0, 0.7
+        self._threshold, self._margin, self._seen = 0.0, 0.1, 0
         by_name = {table.pair.name: table for table in tables}
         self._has_tables = bool(tables)
         self._parts: list[npt.NDArray[np.int64] | Table] = [
             by_name.get(pair.name) or self._units(pair) for pair in pairs if pair.master.numel()
         ]
         self._all = np.concatenate([np.empty((0, 6), np.int64), *self._units_due()])
-        # A second thread pays for its start where there is much to read. torch's own number of threads stays.
-        elements = int(self._all[:, 2].sum())
-        self._threads = min(2, torch.get_num_threads()) if elements >= _THREADED_ELEMENTS else 1
-        self._pool = ThreadPoolExecutor(1, "evergrad-select") if self._threads == 2 else None
-        self._positions = np.empty((self._threads, 0), np.int64)
-        self._moves = np.empty((self._threads, 0), np.float32)
+        self._positions, self._moves = np.empty(0, np.int64), np.empty(0, np.float32)
 
     def _units(self, pair: Pair) -> npt.NDArray[np.int64]:
         """Runs of elements as the kernel scans them: see `kernels.scan`."""
@@ -160,12 +153,12 @@ class CompiledMover:
         return [self._rows(part) if isinstance(part, Table) else part for part in self._parts]
 
     def _rows(self, table: Table) -> npt.NDArray[np.int64]:
-        """The rows of a table that are due, each a unit."""
-        rows, width = table.due(), table.pair.master.shape[1]
-        units = np.zeros((len(rows), 6), np.int64)
-        units[:, 0] = table.pair.master.data_ptr() + 4 * width * rows
-        units[:, 1] = table.pair.offset - self._first + width * rows
-        units[:, 2] = width
+        """The rows of a table that are due, each run of them a unit."""
+        (starts, stops), width = table.due(), table.pair.master.shape[1]
+        units = np.zeros((len(starts), 6), np.int64)
+        units[:, 0] = table.pair.master.data_ptr() + 4 * width * starts
+        units[:, 1] = table.pair.offset - self._first + width * starts
+        units[:, 2] = width * (stops - starts)
         return units
 
     def move(self, k: int) -> Moved | None:
@@ -174,19 +167,19 @@ class CompiledMover:
             straight.copy_(master)
         if self._has_tables:
             self._all = np.concatenate(self._units_due())
-        counts = self._scan(k, self._threshold)
-        if counts is not None and self._threshold:
-            counts = self._enough(counts, k)
-        if counts is None:  # the kernel saw NaN, an infinity, or a difference that is one
+        count = self._scan(k, self._threshold)
+        if count >= 0 and self._threshold:
+            count = self._enough(count, k)
+        if count < 0:  # the kernel saw NaN, an infinity, or a difference that is one
             self._check_finite()
             return self._reference.move(k)
         if self._values == "exact":
-            best, moves, least = self._kernels.best(self._positions, self._moves, counts, k)
-            self._threshold = self._ease * float(least)
+            best, moves, least = self._kernels.best(self._positions, self._moves, count, k)
+            self._threshold = (1 - self._margin) * float(least)
             return self._reference.write(self._pairs, best + self._first, moves)
-        found = self._kernels.move(self._positions, self._moves, counts, k, self._deployed, self._first)
+        found = self._kernels.move(self._positions, self._moves, count, k, self._deployed, self._first)
         positions, old, new, negative, scale, shift, least = found
-        self._threshold = self._ease * float(least)
+        self._threshold = (1 - self._margin) * float(least)
         if not len(positions):
             return None
         after = (self._state.digest + int(shift)) & _MASK
@@ -194,36 +187,29 @@ class CompiledMover:
         self._state.digest = after
         return Moved((Steps(positions + self._first, negative, float(scale)),), change)
 
-    def _enough(self, counts: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64] | None:
-        """The same candidates, or those of another pass where they were fewer than k.
+    def _enough(self, count: int, k: int) -> int:
+        """How many candidates there are, or are after another pass where they were fewer than k.
 
         What was not sent piles up just under the last threshold. The next pass starts below that by a margin, which
         narrows while there are more than enough candidates, and widens when there were too few.
         """
-        if counts.sum() >= k:
-            if counts.sum() > 2 * k:
-                self._ease += 0.1 * (_HIGHEST - self._ease)
-            return counts
-        self._ease = max(_LOWEST, self._ease - 0.1)
-        return self._scan(k, 0.0)
+        if count >= k:
+            if 2 * self._seen > 3 * k:
+                self._margin = max(_LEAST_MARGIN, 0.85 * self._margin)
+            return count
+        self._margin = min(_MOST_MARGIN, 2 * self._margin)
+        again = self._scan(k, (1 - self._margin) * self._threshold)
+        return self._scan(k, 0.0) if 0 <= again < k else again
 
-    def _scan(self, k: int, threshold: float) -> npt.NDArray[np.int64] | None:
+    def _scan(self, k: int, threshold: float) -> int:
+        """How many candidates are in the buffers; -1 where something is not finite."""
         room = k + k // 2 + _SPARE
-        if self._positions.shape[1] < room:
-            self._positions = np.empty((self._threads, room), np.int64)
-            self._moves = np.empty((self._threads, room), np.float32)
-        units, middle = self._all, len(self._all) // 2
-        if self._pool is None:
-            found = [self._scan_part(units, threshold, k, 0)]
-        else:
-            second = self._pool.submit(self._scan_part, units[middle:], threshold, k, 1)
-            found = [self._scan_part(units[:middle], threshold, k, 0), second.result()]
-        if any(bad >= 0 for _, bad in found):
-            return None
-        return np.array([count for count, _ in found], np.int64)
-
-    def _scan_part(self, units: npt.NDArray[np.int64], threshold: float, k: int, part: int) -> Any:
-        return self._kernels.scan(units, self._deployed, threshold, k, self._positions[part], self._moves[part])
+        if len(self._positions) < room:
+            self._positions, self._moves = np.empty(room, np.int64), np.empty(room, np.float32)
+        count, self._seen, bad = self._kernels.scan(
+            self._all, self._deployed, threshold, k, self._positions, self._moves
+        )
+        return -1 if bad >= 0 else int(count)
 
 
 def transposed_shape(tensor: torch.Tensor) -> tuple[int, int, int] | None:

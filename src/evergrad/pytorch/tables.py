@@ -12,15 +12,15 @@ from torch import nn
 from evergrad.pytorch.select import Indices, Pair
 
 _LEAST_ELEMENTS = 1 << 20
-_LEAST_SWEPT = 1024
+_LEAST_SWEPT = 256
 
 
 class Table:
     """One embedding table, and which of its rows may have moved.
 
     Touched are the rows of a sparse gradient; where the gradient is dense, those that were looked up since the step
-    before. Beside them each step looks at as many others in turn (1,024 at least): what is left of a row, and what else
-    moves rows (momentum, weight decay), is found within one round of the table.
+    before. Beside them each step looks at a quarter as many others in turn (256 at least): what is left of a row, and
+    what else moves rows (momentum, weight decay), is found within one round of the table.
     """
 
     def __init__(self, pair: Pair, modules: Sequence[nn.Module]) -> None:
@@ -45,16 +45,18 @@ class Table:
         else:
             found = self._looked_up
         self._looked_up = []
-        rows = [tensor.reshape(-1).long().numpy() for tensor in found]
-        self._touched = np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
+        rows = np.concatenate([np.empty(0, np.int64), *(tensor.reshape(-1).long().numpy() for tensor in found)])
+        rows.sort()
+        self._touched = rows[np.diff(rows, prepend=-1) != 0]
 
-    def due(self) -> Indices:
-        """Rows to scan, ascending, each once."""
-        count = min(self.rows, max(len(self._touched), _LEAST_SWEPT))
-        swept = (self._next + np.arange(count, dtype=np.int64)) % self.rows
-        self._next = (self._next + count) % self.rows
-        due: Indices = np.union1d(self._touched, swept)
-        return due
+    def due(self) -> tuple[Indices, Indices]:
+        """Runs of rows to scan: where they start, ascending, and the row after each."""
+        first = self._next
+        last = min(self.rows, first + max(len(self._touched) // 4, _LEAST_SWEPT))
+        self._next = last % self.rows
+        begin, end = np.searchsorted(self._touched, (first, last))
+        before, after = self._touched[:begin], self._touched[end:]
+        return np.concatenate((before, [first], after)), np.concatenate((before + 1, [last], after + 1))
 
     def close(self) -> None:
         """Looks no more."""
