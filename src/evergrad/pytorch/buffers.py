@@ -102,7 +102,7 @@ class Buffers:
         return [Values(positions + first, values, "I64")] if len(positions) else []
 
     def _where(self, buffers: Sequence[ModuleTensor], dtype: str) -> tuple[npt.NDArray[np.int64], Array, int]:
-        """Address, place among the elements of `dtype`, and length of each buffer; these elements; the first's index."""
+        """Address, place among the deployed elements, and length of each buffer; these elements; the first's index."""
         number, group = next((n, g) for n, g in enumerate(self._state.schema.groups) if g.dtype == dtype)
         table = self._state.schema.by_name
         rows = [(t.tensor.data_ptr(), table[t.name].offset - group.start, t.tensor.numel()) for t in buffers]
