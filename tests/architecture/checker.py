@@ -12,7 +12,7 @@ FLOORS = [
     {"errors"},
     {"schema", "trigger", "metrics", "records", "config"},
     {"update", "history"},
-    {"codec", "sampling", "report", "gate"},
+    {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
     {"adapters", "pytorch", "serve", "maintain"},
