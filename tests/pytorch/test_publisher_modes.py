@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from evergrad.pytorch.mover import ValuesAs
 from evergrad.pytorch.publisher import Forward, Publisher
 from evergrad.pytorch.select import GlobalTopK, LayerTopK, RandomK, Selector, Threshold
 from evergrad.pytorch.tables import Table, find_tables
+from evergrad.testing import FakeClock
 from tests.pytorch.models import (
     FORWARDS,
     MODELS,
@@ -104,6 +106,76 @@ def test_a_step_that_a_scaler_skips_moves_nothing(fused: bool, forward: Forward,
         publisher.publish()
         assert publisher.version == version + (not bad)
     assert_equal(publisher, evergrad.Replica(url))
+
+
+# -- how much ---------------------------------------------------------------------------------------------------
+
+
+def test_a_number_of_elements(url: str) -> None:
+    model = batch_norm()
+    optimizer = sgd(model)
+    with Publisher(model, optimizer, url, k=3, buffer_tolerance=0.9) as publisher:
+        for _ in train(model, optimizer, 5):
+            published = publisher.publish()
+            assert published is not None
+    steps = [u[0] for v in range(1, 6) if (u := publisher.log.read(v)) is not None]
+    assert all(len(update.sections[0].indices) <= 3 for update in steps)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_byte_budget_is_kept(background: bool, url: str) -> None:
+    clock = FakeClock()
+    model = linear(width=200)
+    optimizer = sgd(model)
+    publisher = Publisher(model, optimizer, url, budget="200 B/s", background=background, clock=clock)
+    replica = evergrad.Replica(url)
+    for _ in train(model, optimizer, 300):
+        publisher.publish()
+        publisher.flush()
+        clock.advance(1.0)
+    stats = publisher.stats()
+    assert 0.5 * 300 * 200 < stats.update_bytes < 300 * 200 + 2000
+    assert_equal(publisher, replica)
+    publisher.close()
+
+
+def test_a_spent_budget_holds_statistics_back_too(url: str) -> None:
+    clock = FakeClock()
+    model = batch_norm()
+    optimizer = sgd(model)
+    publisher = Publisher(model, optimizer, url, budget="1 B/s", buffer_tolerance=0.0, clock=clock)
+    for _ in train(model, optimizer, 100):
+        publisher.publish()
+    assert publisher.stats().update_bytes < 1024 + 300
+    clock.advance(3600)
+    for _ in train(model, optimizer, 1):
+        publisher.publish()
+    assert_equal(publisher, evergrad.Replica(url))
+
+
+def test_a_quality_is_kept(url: str) -> None:
+    model = linear(width=200)
+    optimizer = sgd(model, lr=0.02)
+    publisher = Publisher(model, optimizer, url, quality=1e-2, values="exact")
+    distances = []
+    for _ in train(model, optimizer, 120):
+        publisher.publish()
+        distances.append(publisher._weights.distance())
+    assert max(distances) > 2e-2
+    assert max(distances[90:]) < 1.1e-2
+    assert_equal(publisher, evergrad.Replica(url))
+
+
+@pytest.mark.parametrize(
+    "given", [{"density": 0.1, "k": 3}, {"k": 0}, {"budget": "20"}, {"quality": 2.0}, {"density": 0.0}]
+)
+def test_how_much_is_told_once_and_in_range(given: dict[str, Any], url: str) -> None:
+    model = linear()
+    with pytest.raises(ConfigError):
+        Publisher(model, sgd(model), url, **given)
+    with pytest.raises(ConfigError):
+        Publisher(model, sgd(model), url, values="bf16", forward="master", **{"k": 3, **given})
+    assert not evergrad.log.open_log(url, create=True).begun()
 
 
 # -- what --------------------------------------------------------------------------------------------------------

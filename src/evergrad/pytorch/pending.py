@@ -22,6 +22,7 @@ class Pending:
 
     Attributes:
         newest_us: as in `Update`.
+        moved: elements that optimizer steps moved, each as often as it did.
         digest_before, digest_after: of the state, before its first and after its last move.
     """
 
@@ -30,7 +31,7 @@ class Pending:
         self._moves: list[tuple[Sequence[Section], Change]] = []
         self.elements = 0
         self.lost = False
-        self.newest_us = 0
+        self.newest_us = self.moved = 0
         self.digest_before = self.digest_after = 0
 
     def __bool__(self) -> bool:
@@ -60,6 +61,7 @@ class Pending:
         for sections, change in later._moves:
             self.add(sections, change)
         self.newest_us = max(self.newest_us, later.newest_us)
+        self.moved += later.moved
         self.digest_after = later.digest_after
 
     def _lose(self) -> None:

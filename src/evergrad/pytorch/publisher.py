@@ -16,15 +16,17 @@ import logging
 import secrets
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from evergrad.budget import Amount, amount_of
 from evergrad.errors import ConfigError, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
@@ -85,7 +87,11 @@ class Publisher:
         optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
             (EMA); they are then followed (`forward="master"`), and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
-        density: the fraction of parameter elements that move at each optimizer step, in (0, 1].
+        density: the fraction of parameter elements that move at each optimizer step, in (0, 1]. Default: 1e-3.
+        k: instead of `density`: so many elements.
+        budget: instead: as many as keep the bytes of updates to a rate, for example "20 kB/s" (`budget.ByteBudget`).
+        quality: instead: as few as keep |master - deployed| / |master| below this bound, in 2-norms. Measuring that
+            takes two more passes over the weights.
         forward: "deployed" (closed loop: gradients see the weights that users see) or "master" (open loop: training is
             untouched, the deployed weights follow it). A closure passed to `optimizer.step` runs at the master either
             way.
@@ -119,7 +125,10 @@ class Publisher:
         optimizer: torch.optim.Optimizer | None,
         log: str | UpdateLog,
         *,
-        density: float = 1e-3,
+        density: float | None = None,
+        k: int | None = None,
+        budget: str | None = None,
+        quality: float | None = None,
         forward: Forward = "deployed",
         selector: Selector | None = None,
         values: ValuesAs = "steps",
@@ -133,11 +142,10 @@ class Publisher:
         factory: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if values == "bf16" and forward != "master":
-            raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")
-        _check_settings(density, forward, values, buffer_tolerance, snapshot_every)
+        _check_settings(forward, values, buffer_tolerance, snapshot_every)
         _check_bounds(snapshot_every_bytes, keep_versions, every_steps)
         _check_optimizer(model, optimizer, forward)
+        self._amount = _amount(model, values, density=density, k=k, budget=budget, quality=quality)
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
         if optimizer is not None and optimizer in _attached:
             raise OptimizerAttached(_attached[optimizer])
@@ -153,7 +161,8 @@ class Publisher:
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
         self._tables = find_tables(model, self._weights.pairs())
         self._mover = self._make_mover(selector or GlobalTopK(), values)
-        self._k = max(1, round(density * sum(pair.master.numel() for pair in self._weights.pairs())))
+        self._sent: deque[tuple[int, int]] = deque()
+        self._due, self._on_published = 0, on_published
         nbytes = self._state.schema.nbytes
         keeping = Keeping(
             snapshot_every=snapshot_every,
@@ -161,7 +170,7 @@ class Publisher:
             keep_versions=keep_versions,
         )
         self._writer = Writer(
-            self._log, self._state, head, run, keeping, background=background, on_published=on_published
+            self._log, self._state, head, run, keeping, background=background, on_published=self._note
         )
         self._writer.written.snapshot_bytes = snapshot_bytes
         self._attach()
@@ -241,10 +250,21 @@ class Publisher:
             NonFiniteWeights: the master holds NaN or infinity; deployed weights stay as they are.
         """
         begun = time.perf_counter()
-        moved = self._mover.move(self._k)
+        while self._sent:
+            self._amount.sent(*self._sent.popleft(), self._clock())
+        self._due = self._amount.due(self._clock())
+        moved, count = self._mover.move(self._due) if self._due else None, 0
         if moved is not None:
             self._pending.add(moved.sections, moved.change)
+            count = sum(len(section.indices) for section in moved.sections)
+            self._pending.moved += count
+        self._amount.moved(count, self._weights.distance() if self._amount.needs_distance else None)
         self._select_s += time.perf_counter() - begun
+
+    def _note(self, published: Published, moved: int) -> None:
+        self._sent.append((moved, published.update_bytes))
+        if self._on_published is not None:
+            self._on_published(published)
 
     def _take_in(self, sections: Sequence[Section]) -> None:
         if sections:
@@ -278,7 +298,8 @@ class Publisher:
         return self._publish(newest_s)
 
     def _publish(self, newest_s: float | None) -> Published | None:
-        self._take_in(self._weights.buffers.stale(self._tolerance, self._steps))
+        if self._due or not self._steps:  # a budget that is spent holds statistics back, too
+            self._take_in(self._weights.buffers.stale(self._tolerance, self._steps))
         run = self._pending
         if run:
             run.newest_us = round((self._clock() if newest_s is None else newest_s) * 1e6)
@@ -366,9 +387,17 @@ def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, 
         raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
 
 
-def _check_settings(density: float, forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
-    if not 0 < density <= 1:
-        raise ConfigError("density", f"must lie in (0, 1], not {density}")
+def _amount(model: nn.Module, values: ValuesAs, **settings: Any) -> Amount:
+    given = {name: value for name, value in settings.items() if value is not None} or {"density": 1e-3}
+    if values == "bf16" and "density" not in given:
+        raise ConfigError(" and ".join(given), "has no place with values='bf16', which sends all that has changed")
+    tensors = {id(p): p.numel() for p in model.parameters() if p.is_floating_point()}
+    return amount_of(max(1, sum(tensors.values())), **given)
+
+
+def _check_settings(forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
+    if values == "bf16" and forward != "master":
+        raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")
     if forward not in ("deployed", "master"):
         raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
     if values not in ("steps", "exact", "bf16"):

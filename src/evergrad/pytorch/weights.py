@@ -9,6 +9,7 @@ storage: forward passes write to it; the deployed copy follows when a publisher 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -133,6 +134,15 @@ class Weights:
             if isinstance(t.tensor, nn.Parameter)
         ]
         return sorted(found, key=lambda pair: pair.offset)
+
+    def distance(self) -> float:
+        """How far the deployed weights are: |master - deployed| / |master|, in 2-norms over all parameters."""
+        off = size = 0.0
+        for name, master in self.master.items():
+            deployed = self.deployed[name]
+            off += float(torch.linalg.vector_norm((master - deployed).double())) ** 2
+            size += float(torch.linalg.vector_norm(master.double())) ** 2
+        return math.sqrt(off / size) if size else math.sqrt(off)
 
     def floating(self) -> list[tuple[str, torch.Tensor]]:
         """The masters, and the buffers that are deployed in another dtype than their own, by name."""

@@ -78,7 +78,8 @@ class Writer:
         head: where the log ends.
         run: 64 random bits that name this writer.
         background: a thread writes updates.
-        on_published: called with each update that is in the log, on the thread that wrote it.
+        on_published: called with each update that is in the log, and how many moves it carries (`Pending.moved`), on
+            the thread that wrote it.
     """
 
     def __init__(
@@ -90,14 +91,14 @@ class Writer:
         keeping: Keeping,
         *,
         background: bool,
-        on_published: Callable[[Published], None] | None = None,
+        on_published: Callable[[Published, int], None],
     ) -> None:
         self._log, self._state, self.head, self._run, self._keeping = log, state, head, run, keeping
         self._on_published = on_published
         self.written = Written()
         self._rice = fastest_rice()
         self.failure: Exception | None = None
-        self._unsent: tuple[Update, bytes] | None = None
+        self._unsent: tuple[Update, bytes, int] | None = None
         self._waiting: deque[Pending] = deque()
         self._busy = self._closing = False
         self._caller_writes = False
@@ -268,7 +269,7 @@ class Writer:
         before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
         self.head.newest_us = max(self.head.newest_us, run.newest_us)
         update = self._update(before, run.digest_after, sections)
-        self._unsent = update, encode(update, self._rice)
+        self._unsent = update, encode(update, self._rice), run.moved
         self._lost_at = update.version if run.lost else self._lost_at
         self.written.encode_s += time.perf_counter() - begun
         return self._append(beside_state)
@@ -288,7 +289,7 @@ class Writer:
     def _append(self, beside_state: bool) -> Published:
         if self._unsent is None:
             raise RuntimeError("nothing is to be appended")
-        (update, data), begun = self._unsent, time.perf_counter()
+        (update, data, moved), begun = self._unsent, time.perf_counter()
         size = self._log.append(update, data)
         self._unsent, head, written = None, self.head, self.written
         head.version, head.digest = update.version, update.digest_after
@@ -301,8 +302,7 @@ class Writer:
             logger.warning("no fold was written at version %d: %s", update.version, error)
         written.append_s += time.perf_counter() - begun
         published = Published(version=update.version, update_bytes=size, elements=update.elements)
-        if self._on_published is not None:
-            self._on_published(published)
+        self._on_published(published, moved)
         return published
 
     # -- snapshots --------------------------------------------------------------------------------------------------
