@@ -51,7 +51,7 @@ class Buffers:
             if live is other.tensor:
                 found.append(other)
                 continue
-            mine, expected = _kind(live), _kind(other.tensor)
+            mine, expected = kind_of(live), kind_of(other.tensor)
             if live is None or mine != expected:
                 raise SchemaMismatch(other.name, expected, mine)
             found.append(ModuleTensor(other.name, live, False))
@@ -154,7 +154,8 @@ def bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.asarray(mine.view(bits) != own.view(bits)))
 
 
-def _kind(tensor: torch.Tensor | None) -> str:
+def kind_of(tensor: torch.Tensor | None) -> str:
+    """Dtype and shape, as errors tell them."""
     return "no tensor" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 

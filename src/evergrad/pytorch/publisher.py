@@ -17,7 +17,7 @@ import secrets
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -30,6 +30,7 @@ from evergrad.budget import Amount, amount_of
 from evergrad.errors import ConfigError, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
+from evergrad.pytorch.bridge import schema_of
 from evergrad.pytorch.cast import CastMover
 from evergrad.pytorch.mover import Mover, ValuesAs, make_mover
 from evergrad.pytorch.pending import Pending
@@ -154,9 +155,9 @@ class Publisher:
         self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
         run = secrets.randbits(64)
-        cast = torch.bfloat16 if values == "bf16" else None
-        self._at_publish = optimizer is None or cast is not None
-        self._state, head, snapshot_bytes = begin(self._log, model, run, factory, cast)
+        self._cast, self._parameters = torch.bfloat16 if values == "bf16" else None, 0
+        self._at_publish = optimizer is None or values == "bf16"
+        self._state, head, snapshot_bytes = begin(self._log, model, run, factory, self._cast)
         self._pending = self._nothing()
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
         self._tables = find_tables(model, self._weights.pairs())
@@ -220,11 +221,21 @@ class Publisher:
     # -- the optimizer's step -------------------------------------------------------------------------------------
 
     def _before_step(self) -> None:
+        self._check_structure()
         self._weights.check_untouched()
         self._weights.show_master()
         self._weights.align_gradients()
         for table in self._tables:
             table.before_step()
+
+    def _check_structure(self) -> None:
+        """Raises SchemaMismatch where the optimizer was given a parameter that is not in the log."""
+        if self._optimizer is None:
+            return
+        count = sum(len(group["params"]) for group in self._optimizer.param_groups)
+        if count != self._parameters:
+            self._state.schema.require(schema_of(self._model, self._cast))
+            self._parameters = count
 
     def _after_step(self) -> None:
         self._steps += 1
@@ -271,6 +282,29 @@ class Publisher:
             change = self._state.resolve(sections)
             self._state.commit(change)
             self._pending.add(sections, change)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both copies of the weights and the number of steps, for a checkpoint beside the model's and the optimizer's.
+
+        The tensors are the live ones, by name, as in any `state_dict` of torch: save or copy them before the next step.
+        """
+        return {
+            "steps": self._steps,
+            "master": dict(self._weights.master),
+            "deployed": dict(self._weights.deployed),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state_dict` gave: training then goes on bit for bit as it did from there.
+
+        The log goes on from its own head: what the deployed weights differ in is the next update. Load the model's own
+        `state_dict`, which has its buffers, before the publisher is made: afterwards its parameters are the publisher's.
+
+        Raises:
+            SchemaMismatch: it is of another model; nothing has changed.
+        """
+        self._take_in(self._weights.load(state["master"], state["deployed"]))
+        self._steps = int(state["steps"])
 
     # -- publishing -----------------------------------------------------------------------------------------------
 

@@ -10,15 +10,15 @@ storage: forward passes write to it; the deployed copy follows when a publisher 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
-from evergrad.errors import WeightsChanged
+from evergrad.errors import SchemaMismatch, WeightsChanged
 from evergrad.pytorch.bridge import module_tensors, state_views
-from evergrad.pytorch.buffers import Buffers, bits_differ, check_finite, values_where
+from evergrad.pytorch.buffers import Buffers, bits_differ, check_finite, kind_of, values_where
 from evergrad.pytorch.select import Pair
 from evergrad.update import State, Values
 
@@ -134,6 +134,22 @@ class Weights:
             if isinstance(t.tensor, nn.Parameter)
         ]
         return sorted(found, key=lambda pair: pair.offset)
+
+    def load(self, master: Mapping[str, torch.Tensor], deployed: Mapping[str, torch.Tensor]) -> list[Values]:
+        """Sets the master weights, and gives what brings the deployed copy to `deployed`.
+
+        Raises:
+            SchemaMismatch: a tensor is missing, or has another dtype or shape; nothing has changed.
+        """
+        for own, given in ((self.master, master), (self.deployed, deployed)):
+            for name, tensor in own.items():
+                if kind_of(given.get(name)) != kind_of(tensor):
+                    raise SchemaMismatch(name, kind_of(tensor), kind_of(given.get(name)))
+        with torch.no_grad():
+            for name, tensor in self.master.items():
+                tensor.copy_(master[name])
+        due = [(name, deployed[name], bits_differ(deployed[name], own)) for name, own in self.deployed.items()]
+        return values_where(due, self._state)
 
     def distance(self) -> float:
         """How far the deployed weights are: |master - deployed| / |master|, in 2-norms over all parameters."""
