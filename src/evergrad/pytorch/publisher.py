@@ -298,7 +298,7 @@ class Publisher:
         """Goes back to what `state_dict` gave: training then goes on bit for bit as it did from there.
 
         The log goes on from its own head: what the deployed weights differ in is the next update. Load the model's own
-        `state_dict`, which has its buffers, before the publisher is made: afterwards its parameters are the publisher's.
+        `state_dict`, which has its buffers, before the publisher is made: after that its parameters belong to it.
 
         Raises:
             SchemaMismatch: it is of another model; nothing has changed.
