@@ -59,7 +59,7 @@ def test_a_snapshot_heals_a_damaged_update(tmp_path: Path) -> None:
     (tmp_path / SECOND).write_bytes(_truncated(log))
     with serving(training.servable()) as (_, client):
         until(lambda: client.ready() and "is damaged" in str(client.info()["error"]))
-        training.publisher._write_snapshot()
+        training.publisher._writer.write_snapshot()
         _reaches(client, training, 2)
         assert client.info()["snapshots"] == 2
 

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
@@ -65,9 +65,9 @@ class PublisherStats:
     update_bytes: int = 0
     snapshot_bytes: int = 0
     full_push_bytes: int = 0
-    select_s: float = 0.0
-    encode_s: float = 0.0
-    append_s: float = 0.0
+    select_s: float = field(default=0.0, compare=False)
+    encode_s: float = field(default=0.0, compare=False)
+    append_s: float = field(default=0.0, compare=False)
     waiting: int = 0
     unavailable: str | None = None
 
