@@ -83,7 +83,7 @@ class Copies:
             for name, parameter in model.named_parameters()
         ]
         arguments = (lambda: self.pairs, self.state, self.check, selector or GlobalTopK(), values)
-        self.mover = make_mover(*arguments) if compiled else ReferenceMover(*arguments)
+        self.mover = make_mover(*arguments, model) if compiled else ReferenceMover(*arguments)
 
     def check(self) -> None:
         for pair in self.pairs:
@@ -187,8 +187,8 @@ def test_what_numba_cannot_do_is_left_to_the_reference() -> None:
     state = State.from_tensors(schema_of(half), {"w": np.full(3, 0x3F80, np.uint16)})
     pair = Pair("w", half.w, half.w.detach(), state_views(state)["w"], 0)
     for selector in (GlobalTopK(), LayerTopK()):
-        assert isinstance(make_mover(lambda: [pair], state, lambda: None, selector, "steps"), ReferenceMover)
-    assert isinstance(make_mover(list, state, lambda: None, GlobalTopK(), "steps"), ReferenceMover)
+        assert isinstance(make_mover(lambda: [pair], state, lambda: None, selector, "steps", half), ReferenceMover)
+    assert isinstance(make_mover(list, state, lambda: None, GlobalTopK(), "steps", half), ReferenceMover)
 
 
 def test_without_numba_the_reference_does_it_and_says_so(

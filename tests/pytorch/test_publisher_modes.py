@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 import evergrad
 from evergrad.errors import ConfigError, NonFiniteWeights, WeightsChanged
-from evergrad.pytorch import tables
+from evergrad.pytorch import mover, tables
 from evergrad.pytorch.mover import ValuesAs
 from evergrad.pytorch.publisher import Forward, Publisher
 from evergrad.pytorch.select import GlobalTopK, LayerTopK, RandomK, Selector, Threshold
@@ -251,6 +252,31 @@ def synced(url: str) -> evergrad.Replica:
     return replica
 
 
+def test_bfloat16_statistics_are_given_back(url: str) -> None:
+    model = batch_norm()
+    optimizer = sgd(model)
+    publisher = Publisher(model, optimizer, url, values="bf16", forward="master")
+    for _ in train(model, optimizer, 2):
+        publisher.publish()
+    model(torch.full((4, 3, 4, 4), float("nan")))
+    assert bool(model[1].running_mean.isnan().any())
+    publisher.restore_buffers()
+    assert replica_bits(synced(url)) == cast_bits(model)
+
+
+def test_a_model_too_large_for_bfloat16_leaves_nothing_behind(url: str) -> None:
+    model = linear()
+    with Publisher(model, sgd(model), url, values="bf16", forward="master"):
+        pass
+    with torch.no_grad():
+        model[3].weight[0, 1] = 3.4e38
+    before, optimizer = set(threading.enumerate()), sgd(model)
+    with pytest.raises(NonFiniteWeights, match=r"3\.weight"):
+        Publisher(model, optimizer, url, values="bf16", forward="master", background=True)
+    assert set(threading.enumerate()) == before
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 def test_a_weight_too_large_for_bfloat16_is_named_and_nothing_is_published(url: str) -> None:
     model = linear()
     optimizer = sgd(model)
@@ -315,7 +341,7 @@ def test_tables_are_published_and_catch_up(
     optimizer = optimizer_class(model.parameters(), lr=0.1)
     publisher = Publisher(model, optimizer, url, density=0.05, forward=forward)
     replica = evergrad.Replica(url)
-    assert len(publisher._tables) == 2
+    assert len(publisher._mover.tables) == 2
     for _ in learn(model, optimizer, 20, 100):
         publisher.publish()
         assert_equal(publisher, replica)
@@ -363,6 +389,15 @@ def test_a_matrix_that_is_more_than_a_table_is_scanned_whole() -> None:
     model.decoder = nn.Linear(8, 100)
     model.decoder.weight = model.table.weight
     assert [table.pair.name for table in find_tables(model, pairs_of(model))] == ["bag.weight"]
+
+
+@pytest.mark.usefixtures("small_tables")
+def test_only_compiled_code_watches_tables(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mover, "COMPILED", False)
+    model = Recommender(100, sparse=False)
+    with Publisher(model, torch.optim.SGD(model.parameters(), lr=0.1), url) as publisher:
+        assert not publisher._mover.tables
+        assert not model.table._forward_pre_hooks
 
 
 def test_small_tables_are_scanned_whole() -> None:

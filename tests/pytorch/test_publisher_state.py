@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import evergrad
-from evergrad.errors import SchemaMismatch
+from evergrad.errors import NonFiniteWeights, SchemaMismatch
 from evergrad.pytorch.publisher import Forward, Publisher
 from tests.pytorch.models import FORWARDS, assert_equal, batch_norm, deployed_bits, linear, loss_of, sgd, train
 
@@ -69,6 +69,20 @@ def test_a_checkpoint_of_another_model_changes_nothing(url: str) -> None:
         publisher.load_state_dict(state)
     assert publisher.publish() is None
     assert deployed_bits(publisher) == before
+
+
+@pytest.mark.parametrize("which", ["master", "deployed"])
+def test_a_checkpoint_that_is_not_finite_changes_nothing(which: str, url: str) -> None:
+    model = linear()
+    publisher = Publisher(model, sgd(model), url)
+    state = copy.deepcopy(publisher.state_dict())
+    state[which]["1.weight"][0, 0] = float("nan")
+    before, master = deployed_bits(publisher), copy.deepcopy(publisher.state_dict()["master"])
+    with pytest.raises(NonFiniteWeights, match=r"1\.weight"):
+        publisher.load_state_dict(state)
+    assert publisher.publish() is None
+    assert deployed_bits(publisher) == before
+    assert all(torch.equal(master[name], tensor) for name, tensor in publisher.state_dict()["master"].items())
 
 
 def test_a_parameter_added_later_is_named(url: str) -> None:

@@ -12,7 +12,7 @@ from evergrad.log import UpdateLog
 from evergrad.pytorch.bridge import schema_of, state_of
 from evergrad.pytorch.writer import Head
 from evergrad.replica import Replica
-from evergrad.update import Snapshot, State, Update, short_fingerprint
+from evergrad.update import Snapshot, State
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +49,14 @@ def begin(
             raise CorruptRecord(f"version {version + 1}", f"it is missing, and version {head} is there")
     except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
         logger.warning("%s; the log is continued from this model with a new snapshot", error)
-        return _begin_again(log, state_of(model, cast), run, head + 1, replica.stats().newest_us)
+        state = state_of(model, cast)
+        return state, *_begin_again(log, state, run, Head(head, state.digest, replica.stats().newest_us))
     stats = replica.stats()
     return replica.state, Head(version, replica.digest, stats.newest_us, newest, stats.update_bytes), 0
 
 
-def _begin_again(log: UpdateLog, state: State, run: int, version: int, newest_us: int) -> tuple[State, Head, int]:
-    update = Update(
-        base_version=version - 1,
-        version=version,
-        run=run,
-        schema=short_fingerprint(state.schema),
-        digest_before=state.digest,
-        digest_after=state.digest,
-        newest_us=newest_us,
-        sections=(),
-    )
+def _begin_again(log: UpdateLog, state: State, run: int, head: Head) -> tuple[Head, int]:
+    update = head.next_update(run, state.schema, state.digest, state.digest)
     log.append(update)
-    size = log.write_snapshot(Snapshot(version=version, run=run, newest_us=newest_us, state=state))
-    return state, Head(version, state.digest, newest_us, version), size
+    size = log.write_snapshot(Snapshot(version=update.version, run=run, newest_us=head.newest_us, state=state))
+    return Head(update.version, state.digest, head.newest_us, update.version), size

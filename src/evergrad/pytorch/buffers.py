@@ -29,7 +29,7 @@ class Buffers:
 
     Args:
         others: these tensors.
-        deployed: by name, views of `state`.
+        deployed: by name, views of `state`; some may be of another dtype than the module's own (see `cast`).
     """
 
     def __init__(
@@ -57,6 +57,17 @@ class Buffers:
             found.append(ModuleTensor(other.name, live, False))
         return found
 
+    def cast(self) -> list[ModuleTensor]:
+        """Those that are deployed in another dtype than their own."""
+        return [found for found in self.live() if not self._is_same_dtype(found)]
+
+    def exact(self) -> list[ModuleTensor]:
+        """Those that are deployed in their own dtype."""
+        return [found for found in self.live() if self._is_same_dtype(found)]
+
+    def _is_same_dtype(self, found: ModuleTensor) -> bool:
+        return self._deployed[found.name].dtype == found.tensor.dtype
+
     def restore(self) -> None:
         """They become equal to the deployed ones: undoes what a forward pass did to statistics."""
         for found in self.live():
@@ -65,18 +76,18 @@ class Buffers:
     def stale(self, tolerance: float, step: int) -> list[Section]:
         """What brings the deployed elements that are off by more than `tolerance` of themselves to within it.
 
-        Elements of integer buffers are due whenever they differ. Raises NonFiniteWeights.
+        Elements of integer buffers are due whenever they differ. Those in `cast` are left out. Raises NonFiniteWeights.
         """
         quick: dict[torch.dtype, list[ModuleTensor]] = {torch.float32: [], torch.int64: []}
         due = []
-        for found in self.live():
+        for found in self.exact():
             if COMPILED and found.tensor.dtype in quick and found.tensor.is_contiguous():
                 quick[found.tensor.dtype].append(found)
             else:
                 due.append((found.name, found.tensor, self._is_due(found, tolerance, step)))
         told = [*self._stale_float32(quick[torch.float32], tolerance, step), *self._differing(quick[torch.int64])]
         sections: list[Section] = []
-        for values in _merged([*told, *values_where(due, self._state)]):
+        for values in merged([*told, *_parts(due, self._state)]):
             old = self._state.elements_at(values.dtype, values.indices)
             sections.extend(tell_within(values, old, tolerance))
         return sections
@@ -120,25 +131,29 @@ class Buffers:
 
 def values_where(due: Sequence[Due], state: State) -> list[Values]:
     """One section for each dtype, in index order, of the elements of (name, tensor, where) that are due."""
-    by_dtype: dict[str, list[Values]] = {}
+    return merged(_parts(due, state))
+
+
+def _parts(due: Sequence[Due], state: State) -> list[Values]:
+    parts = []
     for name, tensor, where in due:
         spec = state.schema.by_name[name]
         positions = where.reshape(-1).nonzero().squeeze(1).numpy()
         if len(positions):
             values = as_numpy(tensor.reshape(-1))[positions]
-            by_dtype.setdefault(spec.dtype, []).append(Values(positions + spec.offset, values, spec.dtype))
-    return [section for parts in by_dtype.values() for section in _merged(parts)]
+            parts.append(Values(positions + spec.offset, values, spec.dtype))
+    return parts
 
 
-def _merged(parts: Sequence[Values]) -> list[Values]:
-    """The same elements, as one section for each dtype."""
-    merged = []
+def merged(parts: Sequence[Values]) -> list[Values]:
+    """The same elements, each of which stands in one part, as one section for each dtype, in index order."""
+    sections = []
     for dtype in dict.fromkeys(part.dtype for part in parts):
         mine = [part for part in parts if part.dtype == dtype]
         indices = np.concatenate([part.indices for part in mine])
         order = np.argsort(indices)
-        merged.append(Values(indices[order], np.concatenate([part.values for part in mine])[order], dtype))
-    return merged
+        sections.append(Values(indices[order], np.concatenate([part.values for part in mine])[order], dtype))
+    return sections
 
 
 def check_finite(name: str, values: torch.Tensor, step: int) -> None:

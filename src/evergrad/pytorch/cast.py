@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from evergrad.codec import compact
-from evergrad.errors import NonFiniteWeights
 from evergrad.pytorch.bridge import as_numpy
-from evergrad.pytorch.mover import Moved
-from evergrad.update import Section, State, Values
+from evergrad.pytorch.buffers import bits_differ, check_finite, merged
+from evergrad.pytorch.mover import Moved, written
+from evergrad.pytorch.tables import Table
+from evergrad.update import State, Values
 
 _CHUNK = 1 << 20
-_Part = tuple[npt.NDArray[np.int64], npt.NDArray[np.generic]]
 
 
 class CastMover:
@@ -26,6 +24,8 @@ class CastMover:
         deployed: views of `state`: of bfloat16, or of the master's own dtype where that is not float32.
         step: gives the number of the optimizer's step, for errors.
     """
+
+    tables: Sequence[Table] = ()
 
     def __init__(
         self,
@@ -42,34 +42,22 @@ class CastMover:
         Raises:
             NonFiniteWeights: what would move is NaN, infinite, or too large for bfloat16; nothing moved.
         """
-        by_dtype: dict[str, list[_Part]] = {}
-        table = self._state.schema.by_name
-        for name, master in sorted(self._tensors(), key=lambda named: table[named[0]].offset):
-            by_dtype.setdefault(table[name].dtype, []).extend(self._changed(name, master, table[name].offset))
-        sections: list[Section] = []
-        for dtype, parts in by_dtype.items():
-            if parts:
-                indices = np.concatenate([part[0] for part in parts])
-                values = Values(indices, np.concatenate([part[1] for part in parts]), dtype)
-                sections.append(compact(values, self._state.elements_at(dtype, indices)))
-        if not sections:
-            return None
-        change = self._state.resolve(sections)
-        self._state.commit(change)
-        return Moved(tuple(sections), change)
+        table, parts = self._state.schema.by_name, []
+        for name, master in self._tensors():
+            parts.extend(self._changed(name, master, table[name].offset))
+        sections = [compact(v, self._state.elements_at(v.dtype, v.indices)) for v in merged(parts)]
+        return written(self._state, sections)
 
-    def _changed(self, name: str, master: torch.Tensor, offset: int) -> list[_Part]:
+    def _changed(self, name: str, master: torch.Tensor, offset: int) -> list[Values]:
         """Flat indices and new values, a piece at a time: memory beside the two copies stays small."""
-        found = []
+        dtype, found = self._state.schema.by_name[name].dtype, []
         master, deployed = master.detach().reshape(-1), self._deployed[name].reshape(-1)
         for start in range(0, master.numel(), _CHUNK):
             cast = master[start : start + _CHUNK].to(deployed.dtype)
-            mine, own = as_numpy(cast), as_numpy(deployed[start : start + _CHUNK])
-            bits = f"u{mine.itemsize}"
-            positions = np.flatnonzero(mine.view(bits) != own.view(bits))
-            if not len(positions):
-                continue
-            if not bool(cast[torch.from_numpy(positions)].isfinite().all()):
-                raise NonFiniteWeights(name, self._step())
-            found.append((positions + (offset + start), mine[positions]))
+            changed = bits_differ(cast, deployed[start : start + _CHUNK])
+            new = cast[changed]
+            check_finite(name, new, self._step())
+            if new.numel():
+                indices = changed.nonzero().squeeze(1).numpy() + (offset + start)
+                found.append(Values(indices, as_numpy(new), dtype))
         return found

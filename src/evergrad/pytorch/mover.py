@@ -14,10 +14,11 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from evergrad.pytorch.bridge import as_numpy
 from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Selector, even_step, masters_at, moves_of
-from evergrad.pytorch.tables import Table
+from evergrad.pytorch.tables import Table, find_tables
 from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,20 @@ class Moved:
     change: Change
 
 
+def written(state: State, sections: Sequence[Section]) -> Moved | None:
+    """Writes sections into a state; None where there are none. Raises CorruptRecord, and nothing is written."""
+    if not sections:
+        return None
+    change = state.resolve(sections)
+    state.commit(change)
+    return Moved(tuple(sections), change)
+
+
 class Mover(Protocol):
     """Moves the deployed weights towards the master."""
+
+    tables: Sequence[Table]
+    """Embedding tables that wait to be told of each step."""
 
     def move(self, k: int) -> Moved | None:
         """Moves k elements at most; None where none is due. Raises NonFiniteWeights, and nothing moved."""
@@ -53,6 +66,8 @@ class ReferenceMover:
         check_finite: raises where a master is NaN or infinite.
         values: "steps": float32 elements move by one scale; "exact": all are set to the master's values.
     """
+
+    tables: Sequence[Table] = ()
 
     def __init__(
         self,
@@ -91,11 +106,7 @@ class ReferenceMover:
                     sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale))
             else:
                 sections.append(Values(indices[mine], as_numpy(masters_at(pairs, indices[mine])), group.dtype))
-        if not sections:
-            return None
-        change = self._state.resolve(sections)
-        self._state.commit(change)
-        return Moved(tuple(sections), change)
+        return written(self._state, sections)
 
 
 class CompiledMover:
@@ -108,7 +119,7 @@ class CompiledMover:
         check_finite: Callable[[], None],
         reference: ReferenceMover,
         values: ValuesAs,
-        tables: Sequence[Table] = (),
+        tables: Sequence[Table],
     ) -> None:
         from evergrad.pytorch import kernels
 
@@ -118,20 +129,21 @@ class CompiledMover:
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._threshold, self._margin, self._seen = 0.0, 0.1, 0
+        self.tables = tables
         by_name = {table.pair.name: table for table in tables}
-        self._has_tables = bool(tables)
         self._parts: list[npt.NDArray[np.int64] | Table] = [
-            by_name.get(pair.name) or self._units(pair) for pair in pairs if pair.master.numel()
+            by_name.get(pair.name) or self._units(pair) for pair in pairs
         ]
-        self._all = np.concatenate([np.empty((0, 6), np.int64), *self._units_due()])
+        # Without tables every step scans the same.
+        self._all = np.empty((0, 6), np.int64) if tables else self._units_due()
         self._positions, self._moves = np.empty(0, np.int64), np.empty(0, np.float32)
 
     def _units(self, pair: Pair) -> npt.NDArray[np.int64]:
         """Runs of elements as the kernel scans them: see `kernels.scan`."""
-        shape = transposed_shape(pair.master)
-        if shape is None and not pair.master.is_contiguous():
-            self._staged.append((torch.empty(pair.master.shape, dtype=torch.float32, device="cpu"), pair.master))
-        master = self._staged[-1][0] if self._staged and self._staged[-1][1] is pair.master else pair.master
+        master, shape = pair.master, transposed_shape(pair.master)
+        if shape is None and not master.is_contiguous():
+            master = torch.empty(master.shape, dtype=torch.float32, device="cpu")
+            self._staged.append((master, pair.master))
         address, position, size = master.data_ptr(), pair.offset - self._first, pair.master.numel()
         if shape is None:
             starts = np.arange(0, size, self._kernels.UNIT, dtype=np.int64)
@@ -149,8 +161,8 @@ class CompiledMover:
         units[:, :, 3], units[:, :, 4], units[:, :, 5] = channels, inner, firsts
         return units.reshape(-1, 6)
 
-    def _units_due(self) -> list[npt.NDArray[np.int64]]:
-        return [self._rows(part) if isinstance(part, Table) else part for part in self._parts]
+    def _units_due(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([self._rows(part) if isinstance(part, Table) else part for part in self._parts])
 
     def _rows(self, table: Table) -> npt.NDArray[np.int64]:
         """The rows of a table that are due, each run of them a unit."""
@@ -165,8 +177,8 @@ class CompiledMover:
         """As `ReferenceMover.move`."""
         for straight, master in self._staged:
             straight.copy_(master)
-        if self._has_tables:
-            self._all = np.concatenate(self._units_due())
+        if self.tables:
+            self._all = self._units_due()
         count = self._scan(k, self._threshold)
         if count >= 0 and self._threshold:
             count = self._enough(count, k)
@@ -238,12 +250,12 @@ def make_mover(
     check_finite: Callable[[], None],
     selector: Selector,
     values: ValuesAs,
-    tables: Sequence[Table] = (),
+    model: nn.Module,
 ) -> Mover:
     """The fastest mover that can do what is asked.
 
     Args:
-        tables: of `pairs`, those of which only rows that are due are scanned, where code is compiled.
+        model: whose embedding tables are scanned by the rows that are due, where code is compiled.
     """
     reference = ReferenceMover(pairs, state, check_finite, selector, values)
     found = pairs()
@@ -253,4 +265,4 @@ def make_mover(
     if not COMPILED:
         logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
         return reference
-    return CompiledMover(found, state, check_finite, reference, values, tables)
+    return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found))

@@ -32,10 +32,9 @@ from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
 from evergrad.pytorch.bridge import schema_of
 from evergrad.pytorch.cast import CastMover
-from evergrad.pytorch.mover import Mover, ValuesAs, make_mover
+from evergrad.pytorch.mover import Mover, ValuesAs, make_mover, written
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
-from evergrad.pytorch.tables import find_tables
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Keeping, Published, Writer
 from evergrad.update import Section
@@ -160,7 +159,6 @@ class Publisher:
         self._state, head, snapshot_bytes = begin(self._log, model, run, factory, self._cast)
         self._pending = self._nothing()
         self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
-        self._tables = find_tables(model, self._weights.pairs())
         self._mover = self._make_mover(selector or GlobalTopK(), values)
         self._sent: deque[tuple[int, int]] = deque()
         self._due, self._on_published = 0, on_published
@@ -181,25 +179,24 @@ class Publisher:
         if values == "bf16":
             return CastMover(weights.floating, weights.deployed, self._state, lambda: self._steps)
         check = lambda: weights.check_finite(self._steps)  # noqa: E731
-        return make_mover(weights.pairs, self._state, check, selector, values, self._tables)
+        return make_mover(weights.pairs, self._state, check, selector, values, self._model)
 
     def _nothing(self) -> Pending:
         return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
 
     def _attach(self) -> None:
-        self._take_in(self._weights.differing())
-        if self._at_publish:
-            self._move()
-        self._hooks: list[RemovableHandle] = []
-        if self._optimizer is not None:
-            self._hooks = [
-                self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-                self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
-            ]
-            _attached[self._optimizer] = self._log.url
-        self._attached = True
-        self._weights.show_own()
+        self._attached, self._hooks = True, list[RemovableHandle]()
         try:
+            self._take_in(self._weights.differing())
+            if self._at_publish:
+                self._move()
+            if self._optimizer is not None:
+                self._hooks = [
+                    self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+                    self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
+                ]
+                _attached[self._optimizer] = self._log.url
+            self._weights.show_own()
             self._publish(None)
             self._writer.flush()
         except BaseException:
@@ -225,7 +222,7 @@ class Publisher:
         self._weights.check_untouched()
         self._weights.show_master()
         self._weights.align_gradients()
-        for table in self._tables:
+        for table in self._mover.tables:
             table.before_step()
 
     def _check_structure(self) -> None:
@@ -278,10 +275,9 @@ class Publisher:
             self._on_published(published)
 
     def _take_in(self, sections: Sequence[Section]) -> None:
-        if sections:
-            change = self._state.resolve(sections)
-            self._state.commit(change)
-            self._pending.add(sections, change)
+        moved = written(self._state, sections)
+        if moved is not None:
+            self._pending.add(moved.sections, moved.change)
 
     def state_dict(self) -> dict[str, Any]:
         """Both copies of the weights and the number of steps, for a checkpoint beside the model's and the optimizer's.
@@ -301,10 +297,11 @@ class Publisher:
         `state_dict`, which has its buffers, before the publisher is made: after that its parameters belong to it.
 
         Raises:
-            SchemaMismatch: it is of another model; nothing has changed.
+            SchemaMismatch: it is of another model. NonFiniteWeights: it holds NaN or infinity. Nothing has changed.
         """
-        self._take_in(self._weights.load(state["master"], state["deployed"]))
-        self._steps = int(state["steps"])
+        steps = int(state["steps"])
+        self._take_in(self._weights.load(state["master"], state["deployed"], steps))
+        self._steps = steps
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
@@ -390,7 +387,7 @@ class Publisher:
             hook.remove()
         if self._optimizer is not None:
             _attached.pop(self._optimizer, None)
-        for table in self._tables:
+        for table in self._mover.tables:
             table.close()
         self._writer.close()
         self._weights.show_master()
@@ -425,8 +422,8 @@ def _amount(model: nn.Module, values: ValuesAs, **settings: Any) -> Amount:
     given = {name: value for name, value in settings.items() if value is not None} or {"density": 1e-3}
     if values == "bf16" and "density" not in given:
         raise ConfigError(" and ".join(given), "has no place with values='bf16', which sends all that has changed")
-    tensors = {id(p): p.numel() for p in model.parameters() if p.is_floating_point()}
-    return amount_of(max(1, sum(tensors.values())), **given)
+    elements = sum(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point())
+    return amount_of(max(1, elements), **given)
 
 
 def _check_settings(forward: str, values: str, tolerance: float, snapshot_every: int) -> None:

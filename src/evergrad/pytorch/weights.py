@@ -39,10 +39,7 @@ class Weights:
         self.master = {t.name: t.tensor.data for t in self.parameters}
         self.deployed = state_views(state)
         others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
-        own = [t for t in others if self.deployed[t.name].dtype == t.tensor.dtype]
-        self.buffers = Buffers(model, state, own, self.deployed)
-        cast = [t for t in others if self.deployed[t.name].dtype != t.tensor.dtype]
-        self._cast_buffers = Buffers(model, state, cast, self.deployed)
+        self.buffers = Buffers(model, state, others, self.deployed)
         self._transposed = [t for t in self.parameters if not self.master[t.name].is_contiguous()]
         self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._show(self.master)
@@ -100,7 +97,7 @@ class Weights:
     @contextmanager
     def showing_deployed(self) -> Iterator[nn.Module]:
         """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only."""
-        buffers = [*self.buffers.live(), *self._cast_buffers.live()]
+        buffers = self.buffers.live()
         live = [(found.tensor, found.tensor.data) for found in buffers]
         shown = {name: self.deployed[name].to(master.dtype) for name, master in self.master.items()}
         same = all(shown[name] is self.deployed[name] for name in shown)
@@ -135,21 +132,24 @@ class Weights:
         ]
         return sorted(found, key=lambda pair: pair.offset)
 
-    def load(self, master: Mapping[str, torch.Tensor], deployed: Mapping[str, torch.Tensor]) -> list[Values]:
+    def load(self, master: Mapping[str, torch.Tensor], deployed: Mapping[str, torch.Tensor], step: int) -> list[Values]:
         """Sets the master weights, and gives what brings the deployed copy to `deployed`.
 
         Raises:
-            SchemaMismatch: a tensor is missing, or has another dtype or shape; nothing has changed.
+            SchemaMismatch: a tensor is missing, or has another dtype or shape. NonFiniteWeights: one holds NaN or
+                infinity, which is told with `step`. Nothing has changed.
         """
         for own, given in ((self.master, master), (self.deployed, deployed)):
             for name, tensor in own.items():
                 if kind_of(given.get(name)) != kind_of(tensor):
                     raise SchemaMismatch(name, kind_of(tensor), kind_of(given.get(name)))
+        for name in self.master:
+            check_finite(name, master[name], step)
+        sections = self._differing({name: deployed[name] for name in self.deployed}, step)
         with torch.no_grad():
             for name, tensor in self.master.items():
                 tensor.copy_(master[name])
-        due = [(name, deployed[name], bits_differ(deployed[name], own)) for name, own in self.deployed.items()]
-        return values_where(due, self._state)
+        return sections
 
     def distance(self) -> float:
         """How far the deployed weights are: |master - deployed| / |master|, in 2-norms over all parameters."""
@@ -162,19 +162,22 @@ class Weights:
 
     def floating(self) -> list[tuple[str, torch.Tensor]]:
         """The masters, and the buffers that are deployed in another dtype than their own, by name."""
-        return [*self.master.items(), *((t.name, t.tensor) for t in self._cast_buffers.live())]
+        return [*self.master.items(), *((t.name, t.tensor) for t in self.buffers.cast())]
 
     def differing(self) -> list[Values]:
         """Absolute values of all elements that are deployed in their own dtype, and differ in bits.
 
         Raises NonFiniteWeights.
         """
+        tensors = {name: master for name, master in self.master.items() if self.deployed[name].dtype == master.dtype}
+        return self._differing(tensors | {t.name: t.tensor for t in self.buffers.exact()}, 0)
+
+    def _differing(self, tensors: Mapping[str, torch.Tensor], step: int) -> list[Values]:
         due = []
-        tensors = [(name, master) for name, master in self.master.items() if self.deployed[name].dtype == master.dtype]
-        for name, live in (*tensors, *((t.name, t.tensor) for t in self.buffers.live())):
-            changed = bits_differ(live, self.deployed[name])
-            check_finite(name, live.detach()[changed], 0)
-            due.append((name, live, changed))
+        for name, given in tensors.items():
+            changed = bits_differ(given, self.deployed[name])
+            check_finite(name, given.detach()[changed], step)
+            due.append((name, given, changed))
         return values_where(due, self._state)
 
 

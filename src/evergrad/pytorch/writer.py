@@ -22,6 +22,7 @@ from evergrad.errors import LogUnavailable, WeightsChanged
 from evergrad.log import UpdateLog
 from evergrad.pytorch.mover import COMPILED
 from evergrad.pytorch.pending import Pending
+from evergrad.schema import Schema
 from evergrad.update import Section, Snapshot, State, Update, digest, short_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,21 @@ class Head:
     newest_us: int = 0
     snapshot: int = -1
     bytes_since_snapshot: int = 0
+
+    def next_update(
+        self, run: int, schema: Schema, before: int, after: int, sections: tuple[Section, ...] = ()
+    ) -> Update:
+        """The update that leads one version further, from the digest `before` to `after`."""
+        return Update(
+            base_version=self.version,
+            version=self.version + 1,
+            run=run,
+            schema=short_fingerprint(schema),
+            digest_before=before,
+            digest_after=after,
+            newest_us=self.newest_us,
+            sections=sections,
+        )
 
 
 class Writer:
@@ -159,9 +175,8 @@ class Writer:
 
     def _needs_state(self, more: bool) -> bool:
         with self._changed:
-            waiting = len(self._waiting) + (self._busy or self._unsent is not None)
+            upcoming = self.head.version + self.waiting + more
             lost = any(run.lost for run in self._waiting)
-        upcoming = self.head.version + waiting + more
         return lost or self._snapshot_due(upcoming) or (more and self._is_long_fold(upcoming))
 
     def _is_long_fold(self, version: int) -> bool:
@@ -235,7 +250,7 @@ class Writer:
                 last = self._waiting.pop()
                 self._waiting[-1].extend(last)
 
-    def _fail(self, error: Exception | None) -> None:
+    def _fail(self, error: Exception) -> None:
         with self._changed:
             self.failure = error
             self._changed.notify_all()
@@ -268,23 +283,11 @@ class Writer:
         # An update that fits no state sends every reader to the snapshot of the same version.
         before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
         self.head.newest_us = max(self.head.newest_us, run.newest_us)
-        update = self._update(before, run.digest_after, sections)
+        update = self.head.next_update(self._run, self._state.schema, before, run.digest_after, sections)
         self._unsent = update, encode(update, self._rice), run.moved
         self._lost_at = update.version if run.lost else self._lost_at
         self.written.encode_s += time.perf_counter() - begun
         return self._append(beside_state)
-
-    def _update(self, before: int, after: int, sections: tuple[Section, ...]) -> Update:
-        return Update(
-            base_version=self.head.version,
-            version=self.head.version + 1,
-            run=self._run,
-            schema=short_fingerprint(self._state.schema),
-            digest_before=before,
-            digest_after=after,
-            newest_us=self.head.newest_us,
-            sections=sections,
-        )
 
     def _append(self, beside_state: bool) -> Published:
         if self._unsent is None:
