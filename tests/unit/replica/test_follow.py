@@ -262,3 +262,44 @@ def test_without_a_watch_it_asks_again_and_again() -> None:
             event = reached(replica, version)
             writer.append()
             assert event.wait(LONG_S)
+
+
+class Impatient(threading.Event):
+    """An event whose waits take no time and are noted; it comes to pass at the last of them."""
+
+    most = 40
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        if len(self.waits) == self.most:
+            self.set()
+        return self.is_set()
+
+
+class Unhurried(Follower):
+    """A follower that waits by an `Impatient` event."""
+
+    def _run(self) -> None:
+        self._stopping = Impatient()
+        super()._run()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_intervals_grow_to_the_longest_and_are_shortened_at_random(failing: bool) -> None:
+    def sync(look: bool) -> None:
+        if failing:
+            raise LogUnavailable("memory:", "no answer")
+
+    follower = Unhurried(sync, lambda: 3, lambda: None, poll_s=0.01, max_poll_s=0.5)
+    follower._thread.join()
+    waits = follower._stopping.waits  # type: ignore[attr-defined]
+    first, longest = (0.01, 5.0) if failing else (0.02, 0.5)
+    fractions = [wait / min(first * 2**turn, longest) for turn, wait in enumerate(waits)]
+    assert len(fractions) == Impatient.most
+    assert all(0.5 <= fraction <= 1.0 for fraction in fractions)
+    assert max(fractions) - min(fractions) > 0.2
+    assert len(set(fractions)) > Impatient.most // 2
