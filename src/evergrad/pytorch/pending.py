@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evergrad.codec import compact, encoded_bytes
 from evergrad.schema import Schema
-from evergrad.update import Change, Section, Steps, compose, values_of
+from evergrad.update import Change, Section, Steps, compose, hull, values_of
 
 _MOST_MOVES = 256
 _LEAST_ELEMENTS = 1 << 16
@@ -21,7 +21,7 @@ class Pending:
             beyond it is `lost`: only its digests are left, and readers need a snapshot.
 
     Attributes:
-        newest_us: as in `Update`.
+        newest_us, examples: as in `Update`. They may be told before the first move.
         moved: elements that optimizer steps moved, each as often as it did.
         digest_before, digest_after: of the state, before its first and after its last move.
     """
@@ -32,6 +32,7 @@ class Pending:
         self.elements = 0
         self.lost = False
         self.newest_us = self.moved = 0
+        self.examples: range | None = None
         self.digest_before = self.digest_after = 0
 
     def __bool__(self) -> bool:
@@ -62,6 +63,7 @@ class Pending:
             self.add(sections, change)
         self.newest_us = max(self.newest_us, later.newest_us)
         self.moved += later.moved
+        self.examples = hull((self.examples, later.examples))
         self.digest_after = later.digest_after
 
     def _lose(self) -> None:
