@@ -97,8 +97,7 @@ def _first_to_name(log: UpdateLog, example: int) -> int:
     with _observed("versions") as observe:
         found = lineage.first_to_name(log, example, observe)
     if found.unread:
-        some = f"{_numbers(list(found.unread))} cannot be read, and may name it, too"
-        typer.echo(f"versions passed over: {some}", err=True)
+        typer.echo(f"passed over, for they cannot be read: versions {_numbers(list(found.unread))}", err=True)
     if found.version is None:
         held = f"of {found.searched.start} to {found.searched.stop - 1} " if found.searched else ""
         typer.echo(f"no version {held}says that it learned from example {example}")
