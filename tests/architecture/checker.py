@@ -10,7 +10,7 @@ from pathlib import Path
 
 FLOORS = [
     {"errors"},
-    {"schema", "trigger", "metrics", "records", "config"},
+    {"schema", "trigger", "metrics", "records", "config", "stateful"},
     {"update", "history"},
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},

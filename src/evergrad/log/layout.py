@@ -354,7 +354,7 @@ class UpdateLog:
         names = (re.fullmatch(r"folds/(\d{12,})-(\d{12,})\.eg", name) for name in self.store.names("folds"))
         return sorted((int(match[1]), int(match[2])) for match in names if match)
 
-    def prune(self, keep_versions: int) -> list[str]:
+    def prune(self, keep_versions: int, newest: int | None = None) -> list[str]:
         """Deletes what no reader within the window needs, and gives the names of that.
 
         A reader that holds any of the last `keep_versions` versions, or begins with the snapshot that `latest.json`
@@ -362,21 +362,22 @@ class UpdateLog:
 
         Args:
             keep_versions: the window, in versions before the newest one.
+            newest: that version; default: the log's. One that goes on from a checkpoint counts from its own.
 
         Raises:
             LogUnavailable: the store failed; what is deleted by then is not needed either.
         """
-        names = self.prunable(keep_versions)
+        names = self.prunable(keep_versions, newest)
         for name in names:
             self.store.delete(name)
         return names
 
-    def prunable(self, keep_versions: int) -> list[str]:
+    def prunable(self, keep_versions: int, newest: int | None = None) -> list[str]:
         """The names of what `prune` would delete."""
         latest, updates = self._own_latest(), self.updates()
         if latest is None or not updates:
             return []
-        floor = min(latest.snapshot, updates[-1] - keep_versions)
+        floor = min(latest.snapshot, (updates[-1] if newest is None else newest) - keep_versions)
         names = [_snapshot_name(version) for version in self.snapshots() if version < floor]
         names += [_fold_name(first, last) for first, last in self.folds() if first < floor]
         return names + [_update_name(version) for version in updates if version <= floor]

@@ -13,8 +13,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from evergrad.codec import encode
 from evergrad.codec.rice import WriteRice, write_rice
@@ -138,6 +139,17 @@ class Writer:
         """How many runs are not in the log yet."""
         with self._changed:
             return len(self._waiting) + (self._busy or self._unsent is not None)
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the log ends, for a checkpoint; None where a thread, or a failure of the log, leaves that open."""
+        if self._thread is not None or self.waiting:
+            return None
+        told = {"id": self._log.id, "run": self._run, "head": asdict(self.head), "written": asdict(self.written)}
+        return {**told, "lost_at": self._lost_at}
+
+    def go_on_from(self, at: Mapping[str, Any]) -> None:
+        """Takes over what `position` gave."""
+        self.head, self.written, self._lost_at = Head(**at["head"]), Written(**at["written"]), at["lost_at"]
 
     # -- the caller's side ------------------------------------------------------------------------------------------
 
@@ -339,7 +351,7 @@ class Writer:
         head.snapshot, head.bytes_since_snapshot = head.version, 0
         if self._keeping.keep_versions is not None:
             try:
-                self._log.prune(self._keeping.keep_versions)
+                self._log.prune(self._keeping.keep_versions, head.version)
             except LogUnavailable as error:  # what is left is deleted after the next snapshot
                 logger.warning("old versions were not all deleted: %s", error)
 
