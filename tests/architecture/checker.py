@@ -15,7 +15,7 @@ FLOORS = [
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"adapters", "pytorch", "serve", "maintain"},
+    {"adapters", "pytorch", "serve", "maintain", "lineage"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},

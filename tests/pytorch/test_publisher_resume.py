@@ -46,8 +46,8 @@ class Clock:
 def go_on(publisher: Publisher, model: nn.Module, optimizer: Any, clock: Clock, seed: int, every: int) -> None:
     for number, _ in enumerate(train(model, optimizer, 7, seed=seed)):
         clock.now_s += 1
-        if number % every == every - 1:
-            publisher.publish()
+        example = 7 * seed + number
+        publisher.publish(examples=(example, example + 1), hold=number % every != every - 1)
 
 
 def saved(model: nn.Module, optimizer: Any, publisher: Publisher) -> tuple[Any, ...]:

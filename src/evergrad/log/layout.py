@@ -225,12 +225,17 @@ class UpdateLog:
 
     def _read_update(self, name: str, first: int, last: int) -> tuple[Update, int] | None:
         data = self.store.read(name)
-        if data is None:
-            return None
-        update = decode(data, self.schema, name)
-        if (update.base_version, update.version) != (first, last):
-            raise CorruptRecord(name, f"it holds version {update.version}, from {update.base_version}")
-        return update, len(data)
+        return None if data is None else (_between(decode(data, self.schema, name), first, last, name), len(data))
+
+    def read_header(self, first: int, last: int) -> Update | None:
+        """The update (where that is one version) or fold from `first` to `last`, without its sections; None: none.
+
+        Raises:
+            CorruptRecord, UnsupportedFormat: there is one, and it cannot be read.
+        """
+        name = _update_name(last) if last - first == 1 else _fold_name(first, last)
+        data = self.store.read(name)
+        return None if data is None else _between(decode_header(data, name), first, last, name)
 
     def write_folds(self, version: int, state: State | None = None) -> int:
         """Writes the folds that end with `version`; gives the bytes written.
@@ -382,6 +387,12 @@ def _expect(snapshot: Snapshot, version: int) -> Snapshot:
     if snapshot.version != version:
         raise CorruptRecord(_snapshot_name(version), f"it holds version {snapshot.version}")
     return snapshot
+
+
+def _between(update: Update, first: int, last: int, name: str) -> Update:
+    if (update.base_version, update.version) != (first, last):
+        raise CorruptRecord(name, f"it holds version {update.version}, from {update.base_version}")
+    return update
 
 
 def _decode_root(data: bytes) -> _Root:

@@ -8,7 +8,7 @@ from typing import Any
 from evergrad.codec import compact, decode, encode, encoded_bytes
 from evergrad.errors import DigestMismatch
 from evergrad.schema import Schema
-from evergrad.update import Change, Section, State, Steps, Update, compose, short_fingerprint, values_of
+from evergrad.update import Change, Section, State, Steps, Update, compose, hull, short_fingerprint, values_of
 
 _MOST_MOVES = 256
 _LEAST_ELEMENTS = 1 << 16
@@ -23,7 +23,7 @@ class Pending:
             beyond it is `lost`: only its digests are left, and readers need a snapshot.
 
     Attributes:
-        newest_us: as in `Update`.
+        newest_us, examples: as in `Update`. They may be told before the first move.
         moved: elements that optimizer steps moved, each as often as it did.
         digest_before, digest_after: of the state, before its first and after its last move.
     """
@@ -34,6 +34,7 @@ class Pending:
         self.elements = 0
         self.lost = False
         self.newest_us = self.moved = 0
+        self.examples: range | None = None
         self.digest_before = self.digest_after = 0
 
     def __bool__(self) -> bool:
@@ -64,6 +65,7 @@ class Pending:
             self.add(sections, change)
         self.newest_us = max(self.newest_us, later.newest_us)
         self.moved += later.moved
+        self.examples = hull((self.examples, later.examples))
         self.digest_after = later.digest_after
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class Pending:
             "digests": (self.digest_before, self.digest_after),
             "newest_us": self.newest_us,
             "moved": self.moved,
+            "examples": (self.examples.start, self.examples.stop) if self.examples else None,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], state: State) -> None:
@@ -99,6 +102,7 @@ class Pending:
         self.lost = saved["lost"]
         self.digest_before, self.digest_after = before, after
         self.newest_us, self.moved = saved["newest_us"], saved["moved"]
+        self.examples = range(*saved["examples"]) if saved["examples"] else None
 
     def _lose(self) -> None:
         self.lost, self.elements, self._moves = True, 0, []

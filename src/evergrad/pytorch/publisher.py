@@ -33,11 +33,11 @@ from evergrad.pytorch.cast import CastMover
 from evergrad.pytorch.mover import Mover, ValuesAs, make_mover, written
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
-from evergrad.pytorch.settings import Forward, amount_for, check_bounds, check_optimizer, check_settings
+from evergrad.pytorch.settings import Forward, amount_for, check_bounds, check_optimizer, check_settings, range_of
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Keeping, Published, Writer
 from evergrad.stateful import Stateful
-from evergrad.update import Section
+from evergrad.update import Section, hull
 
 logger = logging.getLogger(__name__)
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
@@ -335,23 +335,35 @@ class Publisher:
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    def publish(self, newest_s: float | None = None) -> Published | None:
+    def publish(
+        self, newest_s: float | None = None, examples: tuple[int, int] | None = None, *, hold: bool = False
+    ) -> Published | None:
         """Makes what has moved since the last time the next version, where anything has.
 
         Args:
             newest_s: when the newest example that the model has learned from arrived, seconds since 1970; default: now.
+            examples: the new examples that the model has learned from since the last call, by their numbers in the
+                history: from the first one to before the last, [first, last). The next update names them, together
+                with those of earlier calls that led to none. None, or an empty range: not said.
+            hold: True only notes `examples`; what has moved goes out with a later call. Where `every_steps` publishes,
+                this says before a step what it will learn from.
 
         Returns:
             What this very call has written last; None where that is nothing, where a thread writes it, or after
             `detach`.
 
         Raises:
+            ConfigError: `examples` that no range holds; nothing has happened.
             WriterConflict: another publisher wrote this version. LogUnavailable: the store failed; what was to be sent
                 is kept, and goes out with the next call (not with `background`: there it goes out by itself).
             NonFiniteWeights: a buffer holds NaN or infinity. WeightsChanged: deployed weights were written to from
                 elsewhere.
         """
+        told = None if examples is None else range_of(*examples)
         if not self._attached:
+            return None
+        self._pending.examples = hull((self._pending.examples, told))
+        if hold:
             return None
         self._weights.check_untouched()
         if self._at_publish:

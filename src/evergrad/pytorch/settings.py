@@ -43,6 +43,12 @@ def check_settings(forward: str, values: str, tolerance: float, snapshot_every: 
         raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
 
 
+def range_of(first: int, last: int) -> range:
+    if not 0 <= first <= last < 1 << 63:
+        raise ConfigError("examples", f"must be (first, last) with 0 <= first <= last < 2^63, not ({first}, {last})")
+    return range(first, last)
+
+
 def check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None, every_steps: int | None) -> None:
     if every_steps is not None and every_steps < 1:
         raise ConfigError("every_steps", f"must be 1 or more, not {every_steps}")

@@ -152,8 +152,8 @@ class Trainer:
         self._learned = last
         self._trigger.taken(arrived_us / 1e6)
         published = None
-        if self._publisher and publish:
-            published = self._publisher.publish(arrived_us / 1e6, (first, last))
+        if self._publisher:
+            published = self._publisher.publish(arrived_us / 1e6, (first, last), hold=not publish)
         new = int(np.count_nonzero(ids >= first))
         return Step(number=self.steps, loss=learned.mean, new=new, old=len(ids) - new, published=published)
 

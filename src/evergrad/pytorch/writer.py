@@ -72,7 +72,13 @@ class Head:
     bytes_since_snapshot: int = 0
 
     def next_update(
-        self, run: int, schema: Schema, before: int, after: int, sections: tuple[Section, ...] = ()
+        self,
+        run: int,
+        schema: Schema,
+        before: int,
+        after: int,
+        sections: tuple[Section, ...] = (),
+        examples: range | None = None,
     ) -> Update:
         """The update that leads one version further, from the digest `before` to `after`."""
         return Update(
@@ -84,6 +90,7 @@ class Head:
             digest_after=after,
             newest_us=self.newest_us,
             sections=sections,
+            examples=examples,
         )
 
 
@@ -295,7 +302,8 @@ class Writer:
         # An update that fits no state sends every reader to the snapshot of the same version.
         before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
         self.head.newest_us = max(self.head.newest_us, run.newest_us)
-        update = self.head.next_update(self._run, self._state.schema, before, run.digest_after, sections)
+        schema, after = self._state.schema, run.digest_after
+        update = self.head.next_update(self._run, schema, before, after, sections, run.examples)
         self._unsent = update, encode(update, self._rice), run.moved
         self._lost_at = update.version if run.lost else self._lost_at
         self.written.encode_s += time.perf_counter() - begun
