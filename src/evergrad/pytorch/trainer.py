@@ -22,9 +22,9 @@ from evergrad.history import History
 from evergrad.pytorch.bridge import batch_tensors
 from evergrad.pytorch.publisher import Publisher
 from evergrad.pytorch.writer import Published
-from evergrad.sampling import Sampler
+from evergrad.sampling import Feedback, Sampler
 from evergrad.stream import Batch
-from evergrad.trigger import Trigger
+from evergrad.trigger import News, Trigger
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -96,10 +96,11 @@ class Trainer:
         with torch.inference_mode():
             return float(self._loss(torch.from_numpy(outputs), torch.from_numpy(np.ascontiguousarray(y))))
 
-    def learn(self, batch: Batch, *, publish: bool = True) -> Step | None:
+    def learn(self, batch: Batch, *, loss: float = math.nan, publish: bool = True) -> Step | None:
         """Takes in new examples, and takes a training step where one is due; None where none is.
 
         Args:
+            loss: of its predictions before training on it, for the trigger; NaN: not known.
             publish: False holds the update back; it goes out with the next one that is let through.
 
         Raises:
@@ -107,22 +108,24 @@ class Trainer:
             NonFiniteLoss, NonFiniteWeights: the examples are in the history; no update was published.
             WriterConflict, LogUnavailable: from the publisher; the step was taken, its update waits.
         """
-        self._history.append({"x": batch.x, "y": batch.y})
-        if not self._trigger.inform(len(batch), batch.arrived_s):
+        self._history.append({"x": batch.x, "y": batch.y}, batch.arrived_s)
+        if not self._trigger.inform(News(examples=len(batch), now_s=batch.arrived_s, loss=loss)):
             return None
         first, last = self._learned, len(self._history)
         new = np.arange(first, last, dtype=np.int64)
-        old = self._sampler.draw(first, max(0, self._batch_size - len(new)))
-        x, y = batch_tensors(self._history.gather(np.concatenate((new, old))))
-        loss = self._step(x, y)
+        old = self._sampler.draw(self._history, first, max(0, self._batch_size - len(new)))
+        ids = np.concatenate((new, old))
+        value = self._step(ids, *batch_tensors(self._history.gather(ids)))
         self._learned = last
+        self._trigger.taken(batch.arrived_s)
         published = self._publisher.publish(batch.arrived_s) if self._publisher and publish else None
-        return Step(number=self.steps, loss=loss, new=len(new), old=len(old), published=published)
+        return Step(number=self.steps, loss=value, new=len(new), old=len(old), published=published)
 
-    def _step(self, x: torch.Tensor, y: torch.Tensor) -> float:
+    def _step(self, ids: npt.NDArray[np.int64], x: torch.Tensor, y: torch.Tensor) -> float:
         self._model.train()
         self._optimizer.zero_grad()
-        loss = self._loss(self._model(x), y)
+        outputs = self._model(x)
+        loss = self._loss(outputs, y)
         value = float(loss.detach())
         if not math.isfinite(value):
             if self._publisher:  # the forward pass has put what it saw into BatchNorm's statistics
@@ -131,4 +134,8 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self.steps += 1
+        if isinstance(self._sampler, Feedback):
+            with torch.no_grad():  # the mean over a batch of one is that example's own loss
+                each = [float(self._loss(outputs[i : i + 1], y[i : i + 1])) for i in range(len(ids))]
+            self._sampler.learned(ids, np.array(each))
         return value
