@@ -62,7 +62,7 @@ class WeightTree:
         self._put(ids - self._base, weights)
 
     def draw(self, rng: np.random.Generator, before: int, count: int) -> Ids:
-        """Up to `count` ids below `before`, by successive sampling: each next one of the rest in proportion to its weight.
+        """Up to `count` ids below `before` by successive sampling: each next one in proportion to its weight.
 
         That is what drawing with replacement gives once repeats are left out. Those already drawn weigh nothing in the
         rounds that make up for repeats, and get their weights back at the end.
@@ -109,11 +109,11 @@ class WeightTree:
 
     def _sum_to(self, limit: int) -> float:
         total = 0.0
-        for level in self._levels:
+        for level in self._levels[:-1]:
             block = limit // _BRANCHES
             total += float(level[block * _BRANCHES : limit].sum(dtype=np.float64))
             limit = block
-        return total
+        return total + float(self._levels[-1][:limit].sum(dtype=np.float64))
 
     def _find(self, targets: npt.NDArray[np.float64]) -> Ids:
         """The leaf at which the sum of all leaves up to it passes each target."""
