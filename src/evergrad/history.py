@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Mapping
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,26 @@ class History:
         self._layout: _Layout | None = None
         self._rows = 0
         self._maps: dict[tuple[int, str], npt.NDArray[Any]] = {}
+        self._arrivals: list[tuple[int, int]] = []  # first row of a batch, and when it arrived; of this process alone
         if (self.path / "history.json").exists():
             self._open()
 
     def __len__(self) -> int:
         return self._rows
 
-    def append(self, columns: Columns) -> range:
+    @property
+    def first(self) -> int:
+        return 0
+
+    def since(self, arrived_us: int) -> int:
+        at = bisect_left(self._arrivals, arrived_us, key=lambda arrival: arrival[1])
+        return self._arrivals[at][0] if at < len(self._arrivals) else self._rows
+
+    def arrived_us(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        found = (bisect_right(self._arrivals, row, key=lambda arrival: arrival[0]) for row in rows.tolist())
+        return np.array([self._arrivals[at - 1][1] if at else 0 for at in found], dtype=np.int64)
+
+    def append(self, columns: Columns, arrived_s: float | None = None) -> range:
         """Appends a batch, whole or not at all; gives its row numbers.
 
         Args:
@@ -96,9 +111,11 @@ class History:
             self._commit(last)
         except OSError as error:
             raise HistoryDamaged(str(self.path), f"the batch could not be written ({error})") from error
+        if count:
+            self._arrivals.append((first, round((time.time() if arrived_s is None else arrived_s) * 1e6)))
         return range(first, last)
 
-    def gather(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    def gather(self, rows: npt.NDArray[np.int64], columns: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
         """Copies of the given rows, by column name, in the order of `rows` (int64, each in [0, len))."""
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self._rows):
             raise IndexError(f"rows must lie in [0, {self._rows})")
@@ -107,7 +124,7 @@ class History:
         layout, per_segment = self._layout, self._layout.rows_per_segment
         segments = rows // per_segment
         found: dict[str, npt.NDArray[Any]] = {}
-        for column in layout.columns:
+        for column in (c for c in layout.columns if columns is None or c.name in columns):
             out = np.empty((len(rows), *column.shape), dtype=column.dtype)
             for segment in np.unique(segments).tolist():
                 mine = segments == segment

@@ -27,10 +27,19 @@ from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.trainer import Loss, Step, Trainer
 from evergrad.records import RecordWriter
 from evergrad.replica import Replica
-from evergrad.sampling import Sampler, Uniform, Window
+from evergrad.sampling import (
+    ClassBalanced,
+    LeastUsed,
+    LossPrioritised,
+    Reservoir,
+    Sampler,
+    TimeBiased,
+    Uniform,
+    Window,
+)
 from evergrad.stream import Batch, Source, batches
 from evergrad.stream.files import NpzStream
-from evergrad.trigger import EveryN, EverySeconds, Trigger
+from evergrad.trigger import EveryN, EverySeconds, OnDrift, OnLoss, Trigger
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,7 +165,7 @@ class _Loop:
             fresh.add(scored)
             self._scores.add(scored)
         self._held = self._gate is not None and not self._gate.judge(loss)
-        step = self._trainer.learn(batch, publish=not self._held)
+        step = self._trainer.learn(batch, loss=loss, publish=not self._held)
         stats = self._stats()
         return Progress(
             batch=batch, loss=loss, score=fresh.value, step=step, held=self._held, examples=self._losses.count,
@@ -198,7 +207,9 @@ class RunConfig:
         loss: called as loss(model(x), y).
         optimizer: `factory`, called with the model's parameters and all other keys of the table.
         stream: the fields of `NpzStream`.
-        trigger: `kind` every_n or every_seconds, and its fields. sampler: `kind` uniform or window, and its fields.
+        trigger: `kind` (every_n, every_seconds, on_drift or on_loss), and the fields of that trigger.
+        sampler: `kind` (uniform, window, time_biased, reservoir, class_balanced, least_used or loss_prioritised), and
+            the fields of that sampler.
         gate: the fields of `Gate`; absent: none.
         score: accuracy or absolute_error.
     """
@@ -219,8 +230,21 @@ class RunConfig:
     records: str | None = None
 
 
-_TRIGGERS: dict[str, type[Any]] = {"every_n": EveryN, "every_seconds": EverySeconds}
-_SAMPLERS: dict[str, type[Any]] = {"uniform": Uniform, "window": Window}
+_TRIGGERS: dict[str, type[Any]] = {
+    "every_n": EveryN,
+    "every_seconds": EverySeconds,
+    "on_drift": OnDrift,
+    "on_loss": OnLoss,
+}
+_SAMPLERS: dict[str, type[Any]] = {
+    "uniform": Uniform,
+    "window": Window,
+    "time_biased": TimeBiased,
+    "reservoir": Reservoir,
+    "class_balanced": ClassBalanced,
+    "least_used": LeastUsed,
+    "loss_prioritised": LossPrioritised,
+}
 _SCORES: dict[str | None, Score | None] = {None: None, "accuracy": accuracy, "absolute_error": absolute_error}
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 FLOORS = [
     {"errors"},
-    {"schema", "trigger", "metrics", "records", "config", "stateful"},
-    {"update", "history"},
+    {"schema", "metrics", "records", "config", "stateful"},
+    {"update", "history", "trigger"},
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
@@ -42,6 +42,7 @@ OWNERS = {
     "rich": CLI,
     "obstore": ("log/store.py",),
     "onnxruntime": ("adapters/onnx.py",),
+    "river": ("trigger/drift.py",),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
