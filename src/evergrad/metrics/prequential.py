@@ -84,7 +84,7 @@ class Prequential:
         self._kept = {name: kept[name] for name in scores}
         self._settings = {"window": window, "half_life": float(half_life), "scores": list(scores)}
         self.examples = 0
-        if not scores or len(self.values()) != 1 + len(_FORMS) * len(scores):
+        if not scores or len(self.values()) != len(_FORMS) * len(scores):
             raise ConfigError("scores", f"must be one or more, of different names, not {list(scores)}")
 
     def add(self, outputs: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
@@ -105,11 +105,12 @@ class Prequential:
         self.examples += len(labels)
 
     def values(self) -> dict[str, float]:
-        """`examples`, and per score its `name`, `name_windowed` and `name_fading`; NaN where there is none yet."""
-        found = {"examples": float(self.examples)}
-        for name, forms in self._kept.items():
-            found |= {name + suffix: form.value for suffix, form in zip(_FORMS, forms, strict=True)}
-        return found
+        """Per score its `name`, `name_windowed` and `name_fading`, for a record; NaN where there is none yet."""
+        return {
+            name + suffix: form.value
+            for name, forms in self._kept.items()
+            for suffix, form in zip(_FORMS, forms, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists, dicts and arrays, for a checkpoint; none of them is live."""
