@@ -114,13 +114,16 @@ class BinnedAUC:
 
     def state_dict(self) -> dict[str, Any]:
         bins = np.flatnonzero(self._weights.any(axis=0))
-        return {"bins": bins, "weights": self._weights[:, bins], "scale": self._scale}
+        blocks = np.flatnonzero(
+            self._blocks
+        )  # some may hold nothing any more, and yet take part in how sums are rounded
+        return {"bins": bins, "weights": self._weights[:, bins], "blocks": blocks, "scale": self._scale}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state_dict` gave."""
         self._weights[:], self._blocks[:] = 0, False
         self._weights[:, state["bins"]] = state["weights"]
-        self._blocks[state["bins"] // _BLOCK] = True
+        self._blocks[state["blocks"]] = True
         self._scale = float(state["scale"])
 
 

@@ -149,6 +149,17 @@ def test_metric_goes_on_from_its_state_bit_for_bit(make: Callable[[], Metric]) -
     assert again.value == whole.value
 
 
+def test_state_keeps_how_sums_are_rounded_when_scores_are_forgotten() -> None:
+    logits, labels = stream(6000, 0.5)
+    whole, again = BinnedAUC(1.3), BinnedAUC(1.3)
+    whole.add(1e6 * logits[:3000], labels[:3000])
+    whole.add(logits[3000:], labels[3000:])
+    again.load_state_dict(whole.state_dict())
+    state, expected = again.state_dict(), whole.state_dict()
+    assert {key: np.array_equal(value, expected[key]) for key, value in state.items()} == dict.fromkeys(state, True)
+    assert again.value == whole.value
+
+
 def test_smaller_window_takes_the_newest_of_a_state() -> None:
     large, small = WindowedAUC(50), WindowedAUC(20)
     logits, labels = stream(130, 0.5)
