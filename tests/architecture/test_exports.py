@@ -20,6 +20,10 @@ PUBLIC = {
         "TimeBiased", "Trainer", "Uniform", "WhenIdle", "Window", "__version__", "attach", "errors", "open_log", "run",
     },
     "evergrad.log": {"ObjectStore", "StoreReader", "UpdateLog", "Watch", "open_log"},
+    "evergrad.metrics": {
+        "AUC", "BinnedAUC", "Fading", "Forms", "Metric", "Prequential", "Running", "Score", "Windowed", "WindowedAUC",
+        "absolute_error", "accuracy", "log_loss", "log_loss_from_probabilities", "ndcg", "squared_error",
+    },
     "evergrad.pytorch": {"Attached", "attach"},
     "evergrad.sampling": {
         "ClassBalanced", "Examples", "Feedback", "LeastUsed", "LossPrioritised", "Mix", "Reservoir", "Sampler",
