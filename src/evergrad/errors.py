@@ -316,7 +316,9 @@ class HistoryUnavailable(HistoryError):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"the history at {self.path} refused: {self.reason}; what it holds is unchanged, try again when that is mended"
+        return (
+            f"the history at {self.path} refused: {self.reason}; nothing in it changed, try again when that is mended"
+        )
 
 
 class HistoryLocked(HistoryError):

@@ -1,6 +1,6 @@
 """The commit records: 32 bytes a batch, read where they lie.
 
-    examples so far (u64) | segments so far (u64) | XXH3-64 of the batch's bytes | XXH3-64 of these 24, seeded with its number
+    u64 examples so far | u64 segments so far | XXH3-64 of the batch | XXH3-64 of these 24 bytes, seeded with its number
 
 A batch is in when its record is whole; what a crash left behind the last whole one is overwritten by the next.
 """
@@ -43,7 +43,7 @@ class Commits:
     """
 
     def __init__(self, folder: Path, handles: Handles, *, writable: bool) -> None:
-        self._folder, self._handles, self.count = folder, handles, 0
+        self._folder, self._path, self._handles, self.count = folder, folder / "commits", handles, 0
         self._flags = os.O_RDWR if writable else os.O_RDONLY
 
     @property
@@ -92,7 +92,7 @@ class Commits:
         os.fsync(self._fd())
 
     def _fd(self) -> int:
-        return self._handles.get(self._folder / "commits", self._flags)
+        return self._handles.get(self._path, self._flags)
 
 
 def _check(data: bytes, number: int) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from evergrad.history.handles import write_all
+from evergrad.errors import HistoryDamaged
+from evergrad.history.handles import sync_folder, write_all
 
 _RECORD = struct.Struct("<QQQ")
 
@@ -28,7 +29,11 @@ class Exclusions:
         self._edges = np.empty(0, np.int64)
 
     def refresh(self) -> None:
-        """Sees what was added since."""
+        """Sees what was added since.
+
+        Raises:
+            HistoryDamaged: a range in the midst of others cannot be read.
+        """
         try:
             if os.stat(self._path).st_size == self._size:
                 return
@@ -36,6 +41,8 @@ class Exclusions:
         except FileNotFoundError:
             return
         whole = _whole(data)
+        if len(data) - len(whole) >= 2 * _RECORD.size:
+            raise HistoryDamaged(str(self._path.parent), f"{self._path} is damaged at byte {len(whole)}")
         self._size = len(whole)
         self.ranges = _merged([_RECORD.unpack_from(whole, at)[:2] for at in range(0, len(whole), _RECORD.size)])
         self._edges = np.array(self.ranges, np.int64).ravel()
@@ -48,6 +55,7 @@ class Exclusions:
         try:
             write_all(fd, memoryview(body + _check(body, self._size)), self._size)
             os.fsync(fd)
+            sync_folder(self._path.parent)
         except OSError:
             os.ftruncate(fd, self._size)
             raise

@@ -66,3 +66,12 @@ def write_all(fd: int, data: memoryview, at: int) -> None:
         if not written:
             raise OSError("nothing was written")
         data, at = data[written:], at + written
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

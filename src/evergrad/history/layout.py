@@ -40,7 +40,9 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
     def __str__(self) -> str:
-        return f"{self.dtype} rows of {list(self.shape)}" if self.kind == "fixed" else f"ragged {self.kind} {self.dtype}"
+        return (
+            f"{self.dtype} rows of {list(self.shape)}" if self.kind == "fixed" else f"ragged {self.kind} {self.dtype}"
+        )
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

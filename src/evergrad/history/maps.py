@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +69,11 @@ class SegmentFile:
         return out
 
     def spans(
-        self, segments: Segments, which: npt.NDArray[np.int64], begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+        self,
+        segments: Segments,
+        which: npt.NDArray[np.int64],
+        begins: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
     ) -> bytearray:
         """Copies of bytes begins to ends of each segment in `which`, joined. Raises as `rows` does."""
         wanted: list[bytes] = [b""] * len(which)
@@ -87,12 +92,12 @@ class SegmentFile:
         self._maps.clear()
         self._align(NO_SEGMENTS)
 
-    def _parts(
-        self, segments: Segments, which: npt.NDArray[np.int64]
-    ) -> Iterator[slice | npt.NDArray[np.intp]]:
+    def _parts(self, segments: Segments, which: npt.NDArray[np.int64]) -> Iterator[slice | npt.NDArray[np.intp]]:
         """Rows whose segments are all mapped until the next part is asked for; mostly all of them at once."""
         if segments is not self._segments:
             self._align(segments)
+        if not len(which):
+            return
         most = self._most_maps()
         touched = np.unique(which) if len(segments) > most else which
         if len(touched) <= most or len(segments) <= most:
@@ -119,9 +124,10 @@ class SegmentFile:
     def _map(self, position: int) -> None:
         path = self._folder / self._segments.name(position) / self._name
         with open(path, "rb") as file:
-            found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(found) < self._size:
-            raise HistoryDamaged(str(self._folder), f"{path} has {len(found)} bytes of {self._size}")
+            size = os.fstat(file.fileno()).st_size
+            if size < self._size:
+                raise HistoryDamaged(str(self._folder), f"{path} has {size} bytes of {self._size}")
+            found = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         self._maps[self._segments.number + position] = found
         self._bases[position] = _address(found)
 
@@ -158,8 +164,12 @@ class _Windows:
 
     def __init__(self, low: int, high: int, width: int) -> None:
         self.__array_interface__ = {
-            "data": (low, True), "shape": (high - low - width + 1,), "strides": (1,), "typestr": f"|V{width}", "version": 3,
-        }  # fmt: skip
+            "version": 3,
+            "typestr": f"|V{width}",
+            "data": (low, True),
+            "shape": (high - low - width + 1,),
+            "strides": (1,),
+        }
 
 
 def _address(found: mmap.mmap) -> int:

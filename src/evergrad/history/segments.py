@@ -70,12 +70,14 @@ def find_segments(folder: Path, last: Commit, rows_per_segment: int) -> Segments
     """
     if not last.segments:
         return NO_SEGMENTS
-    found = [(number, start) for number, start in _listed(folder) if number < last.segments]
+    found = [(number, start) for number, start in listed_segments(folder) if number < last.segments]
     numbers, starts = [number for number, _ in found], [start for _, start in found]
     first = numbers[0] if numbers else last.segments - 1
     if numbers != list(range(first, last.segments)):
         missing = sorted(set(range(first, last.segments)) - set(numbers))
-        raise HistoryDamaged(str(folder), f"of segments {first} to {last.segments - 1}, {missing or 'none'} are missing")
+        raise HistoryDamaged(
+            str(folder), f"of segments {first} to {last.segments - 1}, {missing or 'none'} are missing"
+        )
     rows = np.diff([*starts, last.end])
     if rows.min() < 1 or rows.max() > rows_per_segment:
         raise HistoryDamaged(str(folder), f"its segments cannot hold the {last.end} examples of the commit record")
@@ -84,24 +86,25 @@ def find_segments(folder: Path, last: Commit, rows_per_segment: int) -> Segments
 
 def remove_uncommitted(folder: Path, segments: int) -> None:
     """Removes the segments whose number is `segments` or higher: a batch began them that was never committed."""
-    for number, start in _listed(folder):
+    for number, start in listed_segments(folder):
         if number >= segments:
-            remove_segment(folder, segment_name(number, start))
+            hide_segment(folder, segment_name(number, start))
+    remove_hidden(folder)
 
 
-def remove_segment(folder: Path, name: str) -> None:
-    """Removes a segment: by its name at once, then file by file."""
+def hide_segment(folder: Path, name: str) -> None:
+    """Takes a segment out of the history at once; its files are still there."""
     os.rename(folder / name, folder / f"{_REMOVED}{name}")
-    shutil.rmtree(folder / f"{_REMOVED}{name}")
 
 
-def remove_strays(folder: Path) -> None:
-    """Finishes removals that a crash interrupted."""
+def remove_hidden(folder: Path) -> None:
+    """Removes the files of segments that were taken out, now or before a crash."""
     for name in os.listdir(folder):
         if name.startswith(_REMOVED):
             shutil.rmtree(folder / name)
 
 
-def _listed(folder: Path) -> list[tuple[int, int]]:
+def listed_segments(folder: Path) -> list[tuple[int, int]]:
+    """Number and first id of all segments in the folder, committed or not, ascending."""
     names = (_NAME.fullmatch(name) for name in os.listdir(folder))
     return sorted((int(name[1]), int(name[2])) for name in names if name)
