@@ -167,6 +167,11 @@ def begin_history(path: Path, rows: int, size: int, columns: list[dict[str, Any]
     (path / "history.json").write_text(json.dumps(layout))
 
 
+def segments_of(path: Path) -> list[str]:
+    """The names of a history's segments, oldest first."""
+    return sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
 def examples(first: int, count: int) -> dict[str, npt.NDArray[Any]]:
     """Rows for `small_history` that tell which they are."""
     rows = np.arange(first, first + count)

@@ -51,7 +51,10 @@ def _of_rows(name: str, rows: list[Any] | tuple[Any, ...], column: Column | None
     if is_ragged or not rows:
         return Ragged.from_rows(rows, name)
     try:
-        return np.asarray(rows)
+        array = np.asarray(rows)
+        if column is None and array.dtype.kind in "US":  # numpy makes text of numbers beside text
+            raise HistoryMismatch(name, "rows of numbers, or all of text", f"{array.dtype.str} {list(array.shape)}")
+        return array
     except (TypeError, ValueError, RuntimeError) as error:
         if column is None and isinstance(rows[0], list | tuple):
             return Ragged.from_rows(rows, name)

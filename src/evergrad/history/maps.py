@@ -65,7 +65,10 @@ class SegmentFile:
             if width >= _WIDE:
                 # All first bytes are fetched at once, where copying waits for one row after the other: 15% faster.
                 self._window(1)[at]
-            out[part] = self._window(width)[at]
+            copied: npt.NDArray[np.void] = self._window(width)[at]
+            if isinstance(part, slice):
+                return copied
+            out[part] = copied
         return out
 
     def spans(
