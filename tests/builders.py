@@ -158,12 +158,27 @@ def equal_states(mine: State, other: State) -> bool:
     )
 
 
-def small_history(path: Path) -> History:
+def small_history(path: Path, **options: Any) -> History:
     """An empty history of columns x (two float32) and y (int64) whose segments hold three rows, not millions."""
-    columns = [{"name": "x", "dtype": "<f4", "shape": [2]}, {"name": "y", "dtype": "<i8", "shape": []}]
+    columns = [
+        {"name": "x", "kind": "fixed", "dtype": "<f4", "shape": [2]},
+        {"name": "y", "kind": "fixed", "dtype": "<i8"},
+    ]
+    begin_history(path, 3, 1000, columns)
+    return History(path, **options)
+
+
+def begin_history(path: Path, rows: int, size: int, columns: list[dict[str, Any]]) -> None:
+    """Begins an empty history whose segments hold so many rows, and bytes of a ragged column."""
     path.mkdir(parents=True, exist_ok=True)
-    (path / "history.json").write_text(json.dumps({"format": 1, "rows_per_segment": 3, "columns": columns}))
-    return History(path)
+    layout = {"format": 2, "rows_per_segment": rows, "bytes_per_segment": size, "columns": columns}
+    (path / "commits").touch()
+    (path / "history.json").write_text(json.dumps(layout))
+
+
+def segments_of(path: Path) -> list[str]:
+    """The names of a history's segments, oldest first."""
+    return sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
 def examples(first: int, count: int) -> dict[str, npt.NDArray[Any]]:

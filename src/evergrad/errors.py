@@ -28,7 +28,10 @@ EvergradError
 │   └── CheckpointDamaged        there are checkpoints, and none can be read
 ├── HistoryError
 │   ├── HistoryMismatch          a batch does not fit the history's columns
-│   └── HistoryDamaged           the files hold less than the commit record says
+│   ├── HistoryDamaged           the files hold less than the commit record says
+│   ├── HistoryUnavailable       the disk refused, or it is closed or open to read; what it holds is unchanged
+│   ├── HistoryLocked            somebody else is writing to it
+│   └── NotInHistory             retention has removed that, or it has not arrived yet
 └── ServerError                  a model server did not start, or does not answer
 ```
 
@@ -348,6 +351,44 @@ class HistoryDamaged(HistoryError):
 
     def __str__(self) -> str:
         return f"the history at {self.path} cannot be used: {self.reason}; restore it, or start a new one elsewhere"
+
+
+class HistoryUnavailable(HistoryError):
+    """The disk refused, or the history is closed or open to read; what it holds is unchanged."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the history at {self.path} refused: {self.reason}; nothing in it changed, try again when that is mended"
+        )
+
+
+class HistoryLocked(HistoryError):
+    """Somebody else is writing to it: only one at a time may."""
+
+    def __init__(self, path: str, process: int) -> None:
+        super().__init__(path, process)
+        self.path, self.process = path, process
+
+    def __str__(self) -> str:
+        return (
+            f"the history at {self.path} is written by process {self.process}; close it there first, "
+            "or open it here with read_only=True"
+        )
+
+
+class NotInHistory(HistoryError):
+    """Retention has removed that, or it has not arrived yet."""
+
+    def __init__(self, what: str, held: str) -> None:
+        super().__init__(what, held)
+        self.what, self.held = what, held
+
+    def __str__(self) -> str:
+        return f"{self.what} is not in the history, which holds {self.held}; choose one of those"
 
 
 class ServerError(EvergradError):

@@ -141,7 +141,8 @@ def run(
         if publisher:
             stack.callback(publisher.detach)
         if not isinstance(history, History):
-            history = History(history or stack.enter_context(tempfile.TemporaryDirectory(prefix="evergrad-")))
+            folder = history or stack.enter_context(tempfile.TemporaryDirectory(prefix="evergrad-"))
+            history = stack.enter_context(History(folder))
         writer = stack.enter_context(RecordWriter(records, clock=clock)) if records else None
         trainer = Trainer(
             model=model, loss=loss, optimizer=optimizer, history=history, sampler=sampler, trigger=trigger,

@@ -43,6 +43,7 @@ OWNERS = {
     "obstore": ("log/store.py",),
     "onnxruntime": ("adapters/onnx.py",),
     "river": ("trigger/drift.py",),
+    "pyarrow": ("history/arrow.py", "history/parquet.py"),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60

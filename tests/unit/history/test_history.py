@@ -1,0 +1,513 @@
+"""The history gives back what was put in, across segments and reopening, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evergrad.errors import ConfigError, HistoryDamaged, HistoryMismatch, HistoryUnavailable, NotInHistory
+from evergrad.history import History, Ragged
+from evergrad.testing import FakeClock
+from tests.builders import begin_history, examples, segments_of, small_history
+
+Columns = dict[str, np.ndarray[Any, Any]]
+WIDE = 31 << 20  # bytes of a row: two rows fill a segment
+
+
+def wide(first: int, count: int) -> Columns:
+    rows = np.arange(first, first + count, dtype="u1")
+    return {"x": np.repeat(rows[:, None], WIDE, axis=1), "y": rows.astype("i2")}
+
+
+def rows_of(history: History, rows: list[int]) -> Columns:
+    return history.gather(np.array(rows, dtype=np.int64))
+
+
+def same(mine: Columns, other: Columns) -> bool:
+    return mine.keys() == other.keys() and all(
+        mine[name].dtype == other[name].dtype and np.array_equal(mine[name], other[name]) for name in mine
+    )
+
+
+def test_what_was_appended_is_gathered_in_the_order_asked_for(tmp_path: Path) -> None:
+    history = History(tmp_path / "new" / "history")
+    assert len(history) == 0
+    assert [history.append(examples(first, count)) for first, count in ((0, 3), (3, 1), (4, 6))] == [
+        range(3), range(3, 4), range(4, 10),
+    ]  # fmt: skip
+    assert len(history) == 10
+    for rows in ([0], [9, 0, 4], [5, 5, 5], list(range(10)), []):
+        whole = examples(0, 10)
+        assert same(rows_of(history, rows), {name: column[rows] for name, column in whole.items()})
+
+
+def test_gathered_rows_are_copies(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 2))
+    rows_of(history, [0, 1])["y"][:] = 99
+    assert rows_of(history, [0, 1])["y"].tolist() == [0, 1]
+
+
+def test_reopened_history_is_equal_and_goes_on(tmp_path: Path) -> None:
+    with small_history(tmp_path) as history:
+        history.append(examples(0, 5))
+    again = History(tmp_path)
+    assert len(again) == 5
+    assert again.append(examples(5, 2)) == range(5, 7)
+    assert same(rows_of(History(tmp_path, read_only=True), list(range(7))), examples(0, 7))
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 10, (3, 3, 4), (2, 8), (10,), (4, 0, 6)])
+def test_batches_of_any_size_cross_small_segments(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    history = small_history(tmp_path)
+    for size in sizes:
+        history.append(examples(len(history), size))
+    for found in (history, History(tmp_path, read_only=True)):
+        for rows in (list(range(10)), [9, 0, 3, 3, 2, 6]):
+            assert same(rows_of(found, rows), {name: column[rows] for name, column in examples(0, 10).items()})
+
+
+def test_batches_and_draws_cross_segments_of_megabytes(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.append(wide(0, 1))
+    history.append(wide(1, 4))  # into segments 0, 1 and 2
+    assert segments_of(tmp_path) == [
+        "00000000-0000000000000000",
+        "00000001-0000000000000002",
+        "00000002-0000000000000004",
+    ]
+    for found in (history, History(tmp_path, read_only=True)):
+        drawn = rows_of(found, [4, 1, 2, 0])
+        assert drawn["y"].tolist() == drawn["x"][:, 0].tolist() == drawn["x"][:, -1].tolist() == [4, 1, 2, 0]
+
+
+def test_empty_batches_are_batches(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    assert history.append(examples(0, 0)) == range(0)
+    assert len(History(tmp_path, read_only=True)) == 0
+    assert history.append(examples(0, 2)) == range(2)
+    assert history.append(examples(0, 0)) == range(2, 2)
+    assert len(History(tmp_path, read_only=True)) == 2
+    assert [history.batch(number) for number in range(3)] == [range(0), range(2), range(2, 2)]
+
+
+def test_any_fixed_dtype_survives(tmp_path: Path) -> None:
+    dtypes = ["?", "u1", "<i8", "<f2", "<f4", "<f8", ">f4", "<c8", "<U3", "<M8[s]"]
+    columns = {f"c{i}": np.arange(6).reshape(3, 2).astype(dtype) for i, dtype in enumerate(dtypes)}
+    History(tmp_path).append(columns)
+    assert same(
+        rows_of(History(tmp_path, read_only=True), [2, 0]), {name: column[[2, 0]] for name, column in columns.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "column"),
+    [
+        ({"x": np.zeros((2, 2), "f8"), "y": np.zeros(2, "i8")}, "x"),
+        ({"x": np.zeros((2, 3), "f4"), "y": np.zeros(2, "i8")}, "x"),
+        ({"x": np.zeros((2, 2), "f4"), "y": np.zeros((2, 1), "i8")}, "y"),
+        ({"x": np.zeros((2, 2), "f4"), "y": np.int64(0)}, "y"),
+        ({"x": np.zeros((2, 2), "f4")}, "y"),
+        ({"x": np.zeros((2, 2), "f4"), "y": np.zeros(2, "i8"), "z": np.zeros(2)}, "z"),
+        ({"x": np.zeros((2, 2), "f4"), "y": np.zeros(3, "i8")}, "x"),
+        ({}, "x"),
+    ],
+    ids=["dtype", "shape", "rank", "scalar", "missing", "new", "lengths", "nothing"],
+)
+def test_batch_that_does_not_fit_is_refused_by_column_and_leaves_no_trace(
+    tmp_path: Path, columns: Columns, column: str
+) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 3))
+    before = (tmp_path / "commits").read_bytes()
+    with pytest.raises(HistoryMismatch) as caught:
+        history.append(columns)
+    assert caught.value.column == column
+    assert (tmp_path / "commits").read_bytes() == before
+    assert history.append(examples(3, 1)) == range(3, 4)
+    assert same(rows_of(History(tmp_path, read_only=True), [0, 1, 2, 3]), examples(0, 4))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"": np.zeros(2)},
+        {"x": np.array([None, None])},
+        {"x": []},
+        {"x": [1, "one"]},
+        {"x": ["one", 1]},
+        {"x": [b"one", 1]},
+        {"x": ["\ud800"]},
+        {"x": [np.zeros(2), np.zeros((2, 2))]},
+        {"x": [np.zeros(2), np.zeros(3, "f4")]},
+        {"x": Ragged(np.arange(3), np.array([0, 4]))},
+        {"x": Ragged(np.arange(3), np.array([0, 2, 1]))},
+        {"x": Ragged(np.arange(3), np.array([0, 2], "i4"))},
+        {"x": Ragged(np.zeros((3, 2)), np.array([0, 2]))},
+        {"x": Ragged(np.frombuffer(b"\xff", "u1"), np.array([0, 1]), "text")},
+        {"x": Ragged(np.frombuffer("é".encode(), "u1"), np.array([0, 1, 2]), "text")},
+        {"x": Ragged(np.arange(2), np.array([0, 1]), "text")},
+        {"x": np.zeros(2, "f4,i4")},
+        {"x": np.zeros((2, 0))},
+        {"x": np.float32(0)},
+        {"x": np.zeros(2), "y": np.zeros(3)},
+    ],
+    ids=[
+        "no columns",
+        "no name",
+        "objects",
+        "no row tells",
+        "mixed",
+        "not str",
+        "not bytes",
+        "surrogate",
+        "2-D row",
+        "dtypes",
+        "offsets outside",
+        "offsets fall",
+        "int32 offsets",
+        "2-D data",
+        "not UTF-8",
+        "within a character",
+        "text of integers",
+        "records",
+        "empty rows",
+        "scalar",
+        "lengths",
+    ],
+)
+def test_impossible_first_batch_is_refused_and_begins_nothing(tmp_path: Path, columns: Columns) -> None:
+    history = History(tmp_path / "history")
+    with pytest.raises(HistoryMismatch):
+        history.append(columns)
+    assert not (tmp_path / "history").exists()
+    assert history.append(examples(0, 1)) == range(1)
+
+
+def test_ids_outside_are_told(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    with pytest.raises(NotInHistory, match="holds no example"):
+        rows_of(history, [0])
+    history.append(examples(0, 3))
+    for rows in ([3], [-1], [0, 1 << 40]):
+        for ask in (history.gather, history.arrived_us):
+            with pytest.raises(NotInHistory, match=f"example {rows[-1]} is not .* examples 0 to 2"):
+                ask(np.array(rows))
+    with pytest.raises(TypeError):
+        history.gather(np.array([0.5]))
+    with pytest.raises(NotInHistory, match=r"column 'z' .* columns x, y"):
+        history.gather(np.array([0]), ["z"])
+    assert History(tmp_path / "other").gather(np.array([], dtype=np.int64)) == {}
+
+
+def table(**changes: object) -> bytes:
+    top = {"format": 2, "rows_per_segment": 4, "bytes_per_segment": 100}
+    column = {"name": "y", "kind": "fixed", "dtype": "<i8", "shape": []}
+    column |= {key: value for key, value in changes.items() if key not in top and key != "columns"}
+    layout = {key: changes.get(key, value) for key, value in top.items()}
+    return json.dumps(layout | {"columns": changes.get("columns", [column])}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"{}",
+        table(more=1),
+        table(name="y\n").replace(b"\\n", b"\xff"),
+        table(format=1),
+        table(format=3),
+        table(rows_per_segment=0),
+        table(rows_per_segment=-1),
+        table(bytes_per_segment=0),
+        table(columns=[{"name": name, "kind": "fixed", "dtype": "<i8"} for name in "yy"]),
+        table(name=""),
+        table(kind="other"),
+        table(kind="text"),
+        table(kind="numbers", dtype="<U3"),
+        table(kind="numbers", shape=[2]),
+        table(dtype="nothing"),
+        table(dtype="O"),
+        table(dtype="V8"),
+        table(dtype="f4,(2"),
+        table(shape=[-1, -1]),
+        table(shape=[0]),
+        table(columns=[]),
+    ],
+)
+def test_unreadable_table_of_columns_is_told(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "history.json").write_bytes(data)
+    with pytest.raises(HistoryDamaged) as caught:
+        History(tmp_path)
+    assert caught.value.path == str(tmp_path)
+
+
+def test_table_that_the_unreadable_ones_were_made_from_is_read(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_bytes(table())
+    (tmp_path / "commits").touch()
+    history = History(tmp_path)
+    assert history.append({"y": np.arange(5)}) == range(5)
+    assert (tmp_path / segments_of(tmp_path)[1] / "0.bin").stat().st_size == 4 * 8
+    assert rows_of(history, [4, 3])["y"].tolist() == [4, 3]
+
+
+def words(first: int, count: int) -> dict[str, Any]:
+    rows = range(first, first + count)
+    return {
+        "text": [f"é{row}" * (row % 4) for row in rows],
+        "raw": [bytes([row % 256]) * (row % 3) for row in rows],
+        "ids": [np.arange(row % 5, dtype="u2") + row for row in rows],
+        "y": np.arange(first, first + count),
+    }
+
+
+RAGGED = [
+    {"name": "text", "kind": "text", "dtype": "|u1"},
+    {"name": "raw", "kind": "bytes", "dtype": "|u1"},
+    {"name": "ids", "kind": "numbers", "dtype": "<u2"},
+    {"name": "y", "kind": "fixed", "dtype": "<i8"},
+]
+
+
+def lists_of(found: dict[str, Any]) -> dict[str, list[Any]]:
+    return {
+        name: [row.tolist() if isinstance(row, np.ndarray) else row for row in map(column.row, range(len(column)))]
+        if isinstance(column, Ragged)
+        else column.tolist()
+        for name, column in found.items()
+    }
+
+
+def as_lists(given: dict[str, Any], rows: list[int]) -> dict[str, list[Any]]:
+    return {
+        name: [column[row].tolist() if isinstance(column[row], np.ndarray) else column[row] for row in rows]
+        for name, column in given.items()
+    }
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 12, (5, 0, 7), (12,)])
+@pytest.mark.parametrize(
+    ("rows", "size"), [(4, 1000), (100, 12), (100, 1)], ids=["by rows", "by bytes", "one a segment"]
+)
+def test_ragged_columns_cross_segments(tmp_path: Path, sizes: tuple[int, ...], rows: int, size: int) -> None:
+    begin_history(tmp_path, rows, size, RAGGED)
+    history = History(tmp_path)
+    for count in sizes:
+        history.append(words(history.end, count))
+    assert len(segments_of(tmp_path)) > 2
+    for found in (history, History(tmp_path, read_only=True)):
+        for ids in ([11, 0, 7, 7, 3], list(range(12)), []):
+            assert lists_of(rows_of(found, ids)) == as_lists(words(0, 12), ids)
+    history.close()
+    history = History(tmp_path)
+    assert history.append(words(12, 3)) == range(12, 15)
+    assert lists_of(rows_of(history, [14, 13, 2])) == as_lists(words(0, 15), [14, 13, 2])
+
+
+def test_kinds_of_ragged_rows_are_told_apart_and_stay(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.append(words(0, 3))
+    assert [(column.name, column.kind) for column in history.columns] == [
+        ("text", "text"), ("raw", "bytes"), ("ids", "numbers"), ("y", "fixed"),
+    ]  # fmt: skip
+    for name, value in (("text", [b"", b""]), ("raw", ["", ""]), ("ids", ["", ""]), ("ids", [[0.5], []])):
+        with pytest.raises(HistoryMismatch, match=f"column '{name}': expected ragged"):
+            history.append(words(3, 2) | {name: value})
+    assert history.append(words(3, 0)) == range(3, 3)
+    assert history.append(words(3, 2) | {"ids": Ragged(np.arange(9, dtype="u2"), np.array([2, 3, 7]))}) == range(3, 5)
+    assert lists_of(rows_of(history, [3, 4]))["ids"] == [[2], [3, 4, 5, 6]]
+
+
+def test_lists_of_numbers_are_of_a_fixed_shape_and_object_arrays_are_lists(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    given = {"y": [3, 4], "x": [[1, 2], [3, 4]], "words": np.array(["a", "bc"], dtype=object), "uneven": [[1], [2, 3]]}
+    history.append(given)
+    assert [column.kind for column in history.columns] == ["fixed", "fixed", "text", "numbers"]
+    assert history.columns[1].shape == (2,)
+    history.append(given | {"x": [np.array([5, 6]), np.array([7, 8])]})
+    assert rows_of(history, [3])["x"].tolist() == [[7, 8]]
+
+
+class Tensor:
+    """What numpy may ask for its array, and may be told why not."""
+
+    def __init__(self, values: np.ndarray[Any, Any] | None) -> None:
+        self._values = values
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray[Any, Any]:
+        if self._values is None:
+            raise RuntimeError("Can't call numpy() on a tensor that requires grad")
+        return self._values
+
+
+def test_tensors_go_in_by_numpys_protocol(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.append({"x": Tensor(np.arange(3))})
+    assert rows_of(history, [2])["x"].tolist() == [2]
+    with pytest.raises(HistoryMismatch, match=r"column 'x'.*requires grad"):
+        history.append({"x": Tensor(None)})
+
+
+def test_only_the_columns_asked_for_are_gathered(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    history.append(words(0, 3))
+    assert list(history.gather(np.arange(3), ["y", "text"])) == ["y", "text"]
+
+
+def test_arrival_times_never_decrease(tmp_path: Path) -> None:
+    clock = FakeClock(100.0)
+    history = small_history(tmp_path, clock=clock)
+    history.append(examples(0, 2))
+    clock.advance(-50)
+    history.append(examples(2, 2))
+    history.append(examples(4, 2), 100.000001)
+    history.append(examples(6, 0), 500.0)
+    history.close()
+    history = History(tmp_path, clock=clock)
+    history.append(examples(6, 1))
+    times = [100_000_000] * 4 + [100_000_001] * 3
+    assert history.arrived_us(np.arange(7)).tolist() == times
+    assert history.arrived_us(np.array([5, 0])).tolist() == [100_000_001, 100_000_000]
+    assert [history.since(us) for us in (0, 100_000_000, 100_000_001, 100_000_002)] == [0, 0, 4, 7]
+
+
+@pytest.mark.parametrize("arrived_s", [float("nan"), float("inf"), 1e300])
+def test_arrival_that_is_no_time_is_refused(tmp_path: Path, arrived_s: float) -> None:
+    history = small_history(tmp_path)
+    with pytest.raises(HistoryMismatch, match="arrived_s"):
+        history.append(examples(0, 1), arrived_s)
+    assert len(history) == 0
+
+
+def test_batches_keep_their_ids(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    ids = [history.append(examples(history.end, count)) for count in (2, 5, 0, 1)]
+    for found in (history, History(tmp_path, read_only=True)):
+        assert found.batches == 4
+        assert [found.batch(number) for number in range(4)] == ids
+        for number in (-1, 4):
+            with pytest.raises(NotInHistory, match=f"batch {number} .* 4 batches"):
+                found.batch(number)
+
+
+def test_oldest_segments_go_when_all_their_rows_are_beyond_the_limit(tmp_path: Path) -> None:
+    history = small_history(tmp_path, keep_rows=24)  # three rows a segment
+    for _ in range(10):
+        history.append(examples(history.end, 4))
+        assert 24 <= history.end - history.first <= 27 or history.first == 0
+    assert (history.first, history.end, len(history)) == (15, 40, 25)
+    assert len(segments_of(tmp_path)) == 9
+    assert same(rows_of(history, list(range(15, 40))), examples(15, 25))
+    for ask in (history.gather, history.arrived_us):
+        with pytest.raises(NotInHistory, match=r"example 14 is not .* 15 to 39"):
+            ask(np.array([39, 14]))
+    assert history.batch(4) == range(16, 20)
+    with pytest.raises(NotInHistory, match="batch 3"):
+        history.batch(3)
+    history.close()
+    again = History(tmp_path)
+    assert (again.first, again.end) == (15, 40)
+    again.append(examples(40, 9))
+    assert again.first == 15
+    assert same(rows_of(again, [15, 48]), {name: column[[0, 33]] for name, column in examples(15, 34).items()})
+
+
+def test_bytes_are_kept_up_to_a_limit(tmp_path: Path) -> None:
+    history = History(tmp_path, keep_bytes=8000)
+    for number in range(100):
+        history.append({"x": np.full((10, 2), number), "t": ["word"] * 10})  # 36 bytes a row, times and offsets too
+    assert 8000 / 36 <= len(history) <= 9000 / 36 + 1
+    assert rows_of(history, [history.first])["x"][0, 0] == history.first // 10
+
+
+def test_age_is_kept_up_to_a_limit_by_arrival(tmp_path: Path) -> None:
+    history = History(tmp_path, keep_s=80.0)
+    for second in range(300):
+        history.append({"y": np.array([second])}, float(second))
+    assert 299 - 80 - 12 <= history.first <= 299 - 80
+    history.append({"y": np.array([0])}, 1e6)
+    assert (history.first, history.end) == (300, 301), "the newest segment stays"
+
+
+def test_limits_given_later_are_applied_with_the_next_batch(tmp_path: Path) -> None:
+    with small_history(tmp_path) as history:
+        history.append(examples(0, 30))
+    with History(tmp_path, keep_rows=5) as history:
+        assert history.first == 0
+        history.append(examples(30, 1))
+        assert history.first == 24
+
+
+@pytest.mark.parametrize("limit", [{"keep_rows": 0}, {"keep_bytes": -1}, {"keep_s": 0.0}, {"keep_s": float("nan")}])
+def test_limits_are_above_0(tmp_path: Path, limit: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(limit))):
+        History(tmp_path, **limit)
+
+
+def test_excluded_ranges_are_kept_and_merged(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 20))
+    for first, last in ((4, 6), (10, 12), (5, 8), (12, 12), (12, 13)):
+        history.exclude(first, last)
+    reader = History(tmp_path, read_only=True)
+    for found in (history, reader):
+        assert found.excluded_ranges == ((4, 8), (10, 13))
+        assert np.flatnonzero(found.excluded(np.arange(20))).tolist() == [4, 5, 6, 7, 10, 11, 12]
+    for first, last in ((-1, 3), (5, 4), (19, 21)):
+        with pytest.raises(NotInHistory, match=f"range {first} to {last}"):
+            history.exclude(first, last)
+    history.exclude(0, 20)
+    assert reader.excluded_ranges == ((4, 8), (10, 13))
+    reader.refresh()
+    assert reader.excluded_ranges == ((0, 20),)
+
+
+def test_reader_sees_what_was_committed_when_it_looks(tmp_path: Path) -> None:
+    reader = History(tmp_path, read_only=True)
+    assert (len(reader), reader.refresh(), reader.batches) == (0, 0, 0)
+    history = small_history(tmp_path, keep_rows=6)
+    assert reader.refresh() == 0
+    history.append(examples(0, 4))
+    assert len(reader) == 0
+    assert reader.refresh() == 4
+    assert rows_of(reader, [0])["y"].tolist() == [0]
+    history.append(examples(4, 8))
+    assert (history.first, reader.first, reader.end) == (6, 0, 4)
+    assert rows_of(reader, [0, 0])["y"].tolist() == [0, 0], "it had this segment in memory"
+    with pytest.raises(NotInHistory, match=r"example 3 is not .* examples 6 to 11"):
+        rows_of(reader, [3])
+    assert (reader.first, reader.refresh()) == (6, 12)
+    assert same(rows_of(reader, list(range(6, 12))), examples(6, 6))
+
+
+def test_reader_changes_nothing(tmp_path: Path) -> None:
+    small_history(tmp_path).append(examples(0, 2))
+    reader = History(tmp_path, read_only=True)
+    for change in (lambda: reader.append(examples(2, 1)), lambda: reader.exclude(0, 1), reader.sync):
+        with pytest.raises(HistoryUnavailable, match="read_only"):
+            change()
+
+
+def test_closed_history_says_so(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 2))
+    history.close()
+    history.close()
+    asks = (
+        lambda: history.append(examples(2, 1)), lambda: history.gather(np.array([0])), lambda: history.batch(0),
+        lambda: history.arrived_us(np.array([0])), lambda: history.exclude(0, 1), history.refresh, history.sync,
+    )  # fmt: skip
+    for ask in asks:
+        with pytest.raises(HistoryUnavailable, match="it is closed"):
+            ask()
+
+
+def test_history_that_nobody_holds_lets_go_of_its_lock(tmp_path: Path) -> None:
+    small_history(tmp_path).append(examples(0, 2))
+    assert len(History(tmp_path)) == 2
