@@ -1,0 +1,108 @@
+"""What losses are usual: the newest ones of the served model, and which new ones are large beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evergrad.gate.evidence import Evidence, Floats, share_factors
+
+SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2])
+"""Shares of the usual losses; a loss beyond those of the largest 10% is what the gate calls large."""
+LARGE = 3
+LARGE_SHARE = float(SHARES[LARGE])
+HIGHEST_TOLERANCE = 4.0
+_BAD_SHARE = 0.9
+_WORST = np.finfo(np.float64).max
+
+
+def finite(losses: Floats) -> Floats:
+    """The same losses, with the largest number in place of those that are none."""
+    return np.where(np.isfinite(losses), losses, _WORST)
+
+
+class Reference:
+    """The newest `size` losses of the served model, as a scale for the next ones.
+
+    Only "is this loss larger than all but a share of the usual ones" is ever asked of a loss, so neither its unit nor
+    the tail of its distribution matters. Equal losses are not larger. Losses that are no numbers are larger than all.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.losses = np.zeros(0)
+        self.ids = np.zeros(0, dtype=np.int64)
+        self._limits: Floats | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to call a loss large: a quarter of the size."""
+        return 4 * len(self.losses) >= self._size
+
+    @property
+    def limit(self) -> float:
+        """Losses above it are large; infinite before it is ready."""
+        return float(self._bounds()[LARGE])
+
+    def above(self, losses: Floats) -> npt.NDArray[np.bool_]:
+        """Which losses [examples] are beyond those of each share: [examples, shares]."""
+        return ~(losses[:, None] <= self._bounds()) | ~np.isfinite(losses)[:, None]
+
+    def add(self, losses: Floats, first: int) -> None:
+        """Takes in a batch, which `first` names."""
+        self.losses = np.concatenate((self.losses, finite(losses)))[-self._size :]
+        self.ids = np.concatenate((self.ids, np.full(len(losses), first)))[-self._size :]
+        self._limits = None
+
+    def drop_from(self, first: int) -> Floats:
+        """Takes the losses of all batches from `first` on out again, and gives them."""
+        keep = self.ids < first
+        dropped = self.losses[~keep]
+        self.losses, self.ids, self._limits = self.losses[keep], self.ids[keep], None
+        return dropped
+
+    def restart(self, losses: Floats, first: int) -> None:
+        """Takes these losses alone for usual from now on."""
+        self.losses, self.ids = np.zeros(0), np.zeros(0, dtype=np.int64)
+        self.add(losses, first)
+
+    def _bounds(self) -> Floats:
+        if not self.ready:
+            return np.full(len(SHARES), np.inf)
+        if self._limits is None:
+            places = len(self.losses) - 1 - (SHARES * len(self.losses)).astype(np.int64)
+            self._limits = np.partition(self.losses, places)[places]
+        return self._limits
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses.tolist(), "ids": self.ids.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = np.array(state["losses"], dtype=np.float64)
+        self.ids = np.array(state["ids"], dtype=np.int64)
+        self._limits = None
+
+
+class Rise:
+    """Evidence that losses beyond the usual ones come more than `tolerance` times as often as they did.
+
+    The null hypothesis: whatever came before, the chance that the next loss is beyond those of the largest share q is
+    at most `tolerance` x q, for each q in `SHARES`. For each there is a bet on 90%, and one on a level half way
+    (in logarithms) to that.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self._null = np.tile(tolerance * SHARES, 2)
+        self._alternative = np.concatenate((np.full(len(SHARES), _BAD_SHARE), np.sqrt(tolerance * SHARES * _BAD_SHARE)))
+        self.evidence = Evidence(len(self._null), restarts=True)
+
+    def add(self, above: npt.NDArray[np.bool_], first: int) -> float:
+        """Takes in what `Reference.above` gave for a batch; the logarithm of the evidence at its highest."""
+        return self.evidence.add(share_factors(np.tile(above, 2), self._null, self._alternative), first)
+
+    def began(self, first: int) -> int:
+        """The first example of the batch in which the rise began, as far as can be told at batch `first`."""
+        strongest = int(self.evidence.levels.argmax())
+        return int(self.evidence.marks[strongest]) if self.evidence.levels[strongest] > 0 else first
