@@ -55,11 +55,12 @@ class Decision:
 class _Memory:
     """All that a gate has seen."""
 
-    def __init__(self, gate: Gate) -> None:
-        self.reference = Reference(gate.reference)
-        self.rise = Rise(gate.tolerance)
+    reference: Reference
+    rise: Rise
+    hold: Hold | None = None
+
+    def __init__(self) -> None:
         self.moves: list[float] = []
-        self.hold: Hold | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class Gate:
 
     What it cannot know: bad labels for longer than `patience` that a model can learn look like a change of the world,
     and a world that changes for less than `patience`, and back, looks like bad labels. Slow harm, within `tolerance` per
-    `reference` examples, passes. Before a quarter of `reference` losses are known, only those that are no numbers hold.
+    `reference` examples, passes. Before half of `reference` losses are known, only those that are no numbers hold.
 
     Where only a batch's mean loss is known, give that, as an array of one: evidence then counts batches, not
     examples, and everything but `patience` takes as many times longer.
@@ -111,7 +112,7 @@ class Gate:
     reference: int = 1000
     tolerance: float = 3.0
     largest_move: float = 10.0
-    _memory: _Memory = field(init=False, repr=False, compare=False)
+    _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -124,14 +125,16 @@ class Gate:
             raise ConfigError("gate.tolerance", f"must lie in 1 to {HIGHEST_TOLERANCE:g}, not {self.tolerance}")
         if not self.largest_move >= 1:
             raise ConfigError("gate.largest_move", f"must be 1 or more, not {self.largest_move}")
-        object.__setattr__(self, "_memory", _Memory(self))
+        self._memory.reference, self._memory.rise = Reference(self.reference), Rise(self.tolerance)
 
     @property
     def held(self) -> int:
         """Examples since the present hold began; 0 while nothing is held."""
         return self._memory.hold.examples if self._memory.hold else 0
 
-    def judge(self, served: npt.ArrayLike, candidate: npt.ArrayLike | None = None, *, first: int, last: int) -> Decision:
+    def judge(
+        self, served: npt.ArrayLike, candidate: npt.ArrayLike | None = None, *, first: int, last: int
+    ) -> Decision:
         """Takes in the losses of the newest batch, and decides on all updates not sent yet.
 
         Call it before the batch is trained on: with a hold, the weights to go back to are those of that moment.
@@ -210,7 +213,7 @@ class Gate:
     def _begin(self, first: int, last: int, bad_share: float, examples: int) -> Hold:
         self._memory.rise = Rise(self.tolerance)
         return Hold(
-            patience=self.patience, keep=self.reference // 4, suspect_first=first, suspect_last=last,
+            patience=self.patience, keep=self.reference // 2, suspect_first=first, suspect_last=last,
             bad_share=bad_share, examples=examples, since=examples,
         )  # fmt: skip
 

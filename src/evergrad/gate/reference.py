@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,65 +25,60 @@ def finite(losses: Floats) -> Floats:
 
 
 class Reference:
-    """The newest `size` losses of the served model, as a scale for the next ones.
+    """The `size` losses of the served model before its newest ones, as a scale for the next ones.
+
+    The newest, a quarter of `size`, wait: a rise that takes a while to be noticed does not become usual meanwhile.
 
     Only "is this loss larger than all but a share of the usual ones" is ever asked of a loss, so neither its unit nor
     the tail of its distribution matters. Equal losses are not larger. Losses that are no numbers are larger than all.
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._size, self._waiting = size, size // 4
         self.losses = np.zeros(0)
         self.ids = np.zeros(0, dtype=np.int64)
-        self._limits: Floats | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is enough to call a loss large: a quarter of the size."""
-        return 4 * len(self.losses) >= self._size
+        self.limits: Floats | None = None
 
     @property
     def limit(self) -> float:
-        """Losses above it are large; infinite before it is ready."""
-        return float(self._bounds()[LARGE])
+        """Losses above it are large; infinite while too few are known: less than `size` / 2, half of which wait."""
+        return math.inf if self.limits is None else float(self.limits[LARGE])
 
     def above(self, losses: Floats) -> npt.NDArray[np.bool_]:
         """Which losses [examples] are beyond those of each share: [examples, shares]."""
-        return ~(losses[:, None] <= self._bounds()) | ~np.isfinite(losses)[:, None]
+        limits = np.full(len(SHARES), np.inf) if self.limits is None else self.limits
+        return (losses[:, None] > limits) | ~np.isfinite(losses)[:, None]
 
     def add(self, losses: Floats, first: int) -> None:
         """Takes in a batch, which `first` names."""
-        self.losses = np.concatenate((self.losses, finite(losses)))[-self._size :]
-        self.ids = np.concatenate((self.ids, np.full(len(losses), first)))[-self._size :]
-        self._limits = None
+        most = self._size + self._waiting
+        self.losses = np.concatenate((self.losses, finite(losses)))[-most:]
+        self.ids = np.concatenate((self.ids, np.full(len(losses), first)))[-most:]
+        if 2 * len(self.losses) >= self._size:
+            usual = self.losses[: -self._waiting]
+            places = len(usual) - 1 - (SHARES * len(usual)).astype(np.int64)
+            self.limits = np.partition(usual, places)[places]
 
     def drop_from(self, first: int) -> Floats:
-        """Takes the losses of all batches from `first` on out again, and gives them."""
+        """Takes the losses of all batches from `first` on out again, and gives them; what is large stays as it is."""
         keep = self.ids < first
         dropped = self.losses[~keep]
-        self.losses, self.ids, self._limits = self.losses[keep], self.ids[keep], None
+        self.losses, self.ids = self.losses[keep], self.ids[keep]
         return dropped
 
     def restart(self, losses: Floats, first: int) -> None:
         """Takes these losses alone for usual from now on."""
-        self.losses, self.ids = np.zeros(0), np.zeros(0, dtype=np.int64)
+        self.losses, self.ids, self.limits = np.zeros(0), np.zeros(0, dtype=np.int64), None
         self.add(losses, first)
 
-    def _bounds(self) -> Floats:
-        if not self.ready:
-            return np.full(len(SHARES), np.inf)
-        if self._limits is None:
-            places = len(self.losses) - 1 - (SHARES * len(self.losses)).astype(np.int64)
-            self._limits = np.partition(self.losses, places)[places]
-        return self._limits
-
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses.tolist(), "ids": self.ids.tolist()}
+        limits = None if self.limits is None else self.limits.tolist()
+        return {"losses": self.losses.tolist(), "ids": self.ids.tolist(), "limits": limits}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = np.array(state["losses"], dtype=np.float64)
         self.ids = np.array(state["ids"], dtype=np.int64)
-        self._limits = None
+        self.limits = None if state["limits"] is None else np.array(state["limits"], dtype=np.float64)
 
 
 class Rise:
