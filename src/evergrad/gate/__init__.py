@@ -85,7 +85,7 @@ class Gate:
       chance at most (again an e-CUSUM, over `patience` examples). Then both models are compared on the examples
       from there on, pairwise, by betting on the bounded difference (Waudby-Smith, Ramdas 2024). *release*: the
       candidate's share is shown to be less than 0.05 above the served model's, at an error of 1%. *rollback*: it is shown to
-      be higher, or nothing is shown within half of `patience`. Either way the stretch is named, and should not be
+      be higher, or nothing is shown within a quarter of `patience`. Either way the stretch is named, and should not be
       sampled any more: its labels contradict those before and after it.
     - After `patience` examples without that: *release* as soon as the candidate has fewer large losses, at an error of 1% in
       `patience` examples. The labels have changed for good, and what it learned is right.

@@ -140,7 +140,7 @@ class Hold:
         if worse >= sure:
             self.evidence = worse
             return "rollback", "the suspicious stretch is over: the candidate is worse than the served model"
-        if 2 * self.since >= self.patience:
+        if 4 * self.since >= self.patience:
             return "rollback", "the suspicious stretch is over: the candidate is not shown to be as good"
         return "hold", ""
 
