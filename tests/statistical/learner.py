@@ -78,10 +78,11 @@ class Network:
         back = (error @ w2.T) * (hidden > 0)
         gradients = [x.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
         self.steps += 1
-        for w, m, s, g in zip(self.weights, self.means, self.squares, gradients, strict=True):
-            m += 0.1 * (g - m)
-            s += 0.001 * (g * g - s)
-            w -= self.rate * (m / (1 - 0.9**self.steps)) / (np.sqrt(s / (1 - 0.999**self.steps)) + 1e-8)
+        for weights, mean, square, gradient in zip(self.weights, self.means, self.squares, gradients, strict=True):
+            mean += 0.1 * (gradient - mean)  # noqa: PLW2901 - in place
+            square += 0.001 * (gradient * gradient - square)  # noqa: PLW2901 - in place
+            step = mean / (1 - 0.9**self.steps) / (np.sqrt(square / (1 - 0.999**self.steps)) + 1e-8)
+            weights -= self.rate * step  # noqa: PLW2901 - in place
 
 
 @dataclass

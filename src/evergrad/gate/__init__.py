@@ -68,43 +68,47 @@ class Gate:
     """Holds updates back while fresh labels say that something is wrong.
 
     Per batch, before it is trained on, it is told the losses of the *served* model (what replicas hold) and, during a
-    hold, of the *candidate* (the trainer's copy, which goes on learning). It asks of each loss only whether it is larger
-    than all but 1, 2, 5, 10 or 20% of the newest `reference` losses of the served model.
+    hold, of the *candidate* (the trainer's copy, which goes on learning). Of a loss it asks only whether it is larger
+    than all but 1, 2, 5, 10, 20 or 50% of the usual ones: the last `reference` losses of the served model, without the
+    newest `reference` / 4, which wait, so that a slow rise does not become usual before it is noticed.
 
-    **A hold begins** where such losses come more than `tolerance` times as often as they did: an e-CUSUM over a mixture
-    of ten bets (Shin, Ramdas, Rinaldo 2024, "E-detectors"). Guarantee: as long as the chance that the next example's
-    loss is among the largest share q of the reference is at most `tolerance` x q, given all before it, for each of the five
-    q, the mean number of examples until a false alarm is at least 1 / `alpha`, and the chance of one within n examples
-    at most n x `alpha`. Nothing else is assumed: losses may be autocorrelated, of any distribution, and drift, as long
-    as they stay within that in `reference` examples. Examples of one batch must not come in clumps (all of one
-    class, say) that no earlier batch had. A loss that is no number, and a move out of bounds, hold at once.
+    **A hold begins** where losses beyond the usual 99, 98, 95, 90 or 80% come more than `tolerance` times as often as
+    they did: an e-CUSUM over a mixture of ten bets (Shin, Ramdas, Rinaldo 2024, "E-detectors"). As long as, whatever
+    came before, the chance that the next loss is beyond all but a share q of the usual ones is at most `tolerance` x q,
+    for each of these five q, the mean number of examples until a false alarm is at least 1 / `alpha`, and the chance of
+    one within n examples at most n x `alpha`. Nothing else is assumed: losses may have any distribution, depend on each
+    other, and drift, within that. What breaks it are batches of a kind that the reference has not seen: all of one hard
+    class, for example. A loss that is no number, or a move out of bounds (`judge_move`), holds at once.
 
-    **A hold ends**, by the share of large losses (beyond the usual 90%):
+    **A hold ends** in one of these ways, where "large" is a loss beyond the usual 90%:
 
-    - The served model's share is back nearer to the usual one than to what it was at the alarm, in 1 of 100 holds by
-      chance at most (again an e-CUSUM, over `patience` examples). Then both models are compared on the examples
-      from there on, pairwise, by betting on the bounded difference (Waudby-Smith, Ramdas 2024). *release*: the
-      candidate's share is shown to be less than 0.05 above the served model's, at an error of 1%. *rollback*: it is shown to
-      be higher, or nothing is shown within a quarter of `patience`. Either way the stretch is named, and should not be
-      sampled any more: its labels contradict those before and after it.
-    - After `patience` examples without that: *release* as soon as the candidate has fewer large losses, at an error of 1% in
-      `patience` examples. The labels have changed for good, and what it learned is right.
-    - After four times `patience` at the latest. Then the labels are taken at their word: *release*, unless the
-      candidate's median loss is above the served one's, which is a fault of the training: *rollback*.
+    - *The served model recovers*: large losses are nearer to their usual share again than to what the alarm saw. While
+      they are not, the chance of this in `patience` examples is at most 1% (an e-CUSUM again). Then both models are
+      compared on the examples from there on, in pairs, by bets on a bounded difference (Waudby-Smith, Ramdas 2024):
+      the mean of three indicators, whether a loss is beyond the usual 90, 80 and 50%. *release*: the candidate's mean
+      is less than 0.05 above the served model's. *rollback*: it is above it, or neither is shown within `patience` / 4.
+      Each test errs with a chance of 1%. Either way the stretch is named and should not be sampled any more: its labels
+      contradict those before and after it. Where large losses come back meanwhile, the stretch goes on.
+    - *It does not, for `patience` examples on end*. From then on *release* where the candidate has fewer large losses,
+      and after twice `patience` also where it has fewer beyond the usual 99% (each with an error of 1% in `patience`
+      examples). The labels have changed for good, and what it learned is right.
+    - *Neither, for four times `patience`* (nobody can predict such labels, or the history outweighs them). Then they
+      are taken at their word: *release*, unless the candidate's median loss is above the served model's, which is a
+      fault of the training: *rollback*.
 
-    What it cannot know: bad labels for longer than `patience` that a model can learn look like a change of the world,
-    and a world that changes for less than `patience`, and back, looks like bad labels. Slow harm, within `tolerance` per
-    `reference` examples, passes. Before half of `reference` losses are known, only those that are no numbers hold.
+    What it cannot know: labels that are wrong for longer than `patience`, and can be learned, look like a change of the
+    world; a world that changes for less than `patience` and back looks like wrong labels. Slow harm, within `tolerance`
+    while the reference is renewed, passes. Until `reference` / 2 losses are known only those that are no numbers hold.
 
-    Where only a batch's mean loss is known, give that, as an array of one: evidence then counts batches, not
-    examples, and everything but `patience` takes as many times longer.
+    Where only a batch's mean loss is known, give that, as an array of one. Evidence then counts batches, not examples:
+    an alarm takes 5 of them at least, and the end of a hold some hundred.
 
     Args:
         alpha: the rate of false alarms, per example.
-        patience: how long bad labels may last, in examples, and be told from a change of the world.
+        patience: how long labels may be wrong, in examples, and be told from a change of the world.
         reference: how many losses tell what is usual.
-        tolerance: how many times more often large losses may come, 1 to 4.
-        largest_move: how many times the largest move so far a step may move the served weights.
+        tolerance: how many times as often may losses beyond the usual ones come, 1 to 4.
+        largest_move: how many times as far as the farthest so far may one step move the served weights.
     """
 
     alpha: float = 1e-6
@@ -227,9 +231,9 @@ class Gate:
                 hold.again(self._bad_share(served), examples, last)
                 return self._news("hold", hold, f"once more: {self._what(served)}", first, last, evidence)
         calm = memory.rise.evidence.value < _CALM
-        large = memory.reference.above(served)[:, LARGE]
-        other = None if candidate is None else memory.reference.above(candidate)[:, LARGE]
-        verdict, reason = hold.take(large, other, calm=calm, examples=examples, last=last)
+        own = memory.reference.above(served)
+        other = None if candidate is None else memory.reference.above(candidate)
+        verdict, reason = hold.take(own, other, calm=calm, examples=examples, last=last)
         if verdict == "hold" and not reason:
             return Decision(verdict="hold", first=first, last=last, held=hold.examples)
         if verdict != "hold":
@@ -246,7 +250,7 @@ class Gate:
         )  # fmt: skip
 
     def _bad_share(self, losses: Floats) -> float:
-        """How often losses are large in a stretch that was chosen for that: counted low, for the choice made it high."""
+        """How often losses are large in a stretch that was chosen for that, which is why it is counted low."""
         if not np.isfinite(losses).all():
             return 1.0
         return float(self._memory.reference.above(losses)[:, LARGE].sum() / (len(losses) + 4))

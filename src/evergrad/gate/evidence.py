@@ -55,6 +55,11 @@ class Evidence:
         self.value = float(means[-1])
         return float(means.max())
 
+    @property
+    def mark(self) -> int:
+        """That of the strongest bet."""
+        return int(self.marks[self.levels.argmax()])
+
     def state_dict(self) -> dict[str, Any]:
         return {"levels": self.levels.tolist(), "marks": self.marks.tolist(), "value": self.value}
 
@@ -74,7 +79,10 @@ def share_factors(happened: npt.NDArray[np.bool_], null: Floats, alternative: Fl
 
 
 def gain_factors(gains: Floats) -> Floats:
-    """Bets [examples, 3] against gains [examples], each above -1.25, having a mean of 0 or less (Waudby-Smith, Ramdas 2024)."""
+    """Bets [examples, 3] against gains [examples], each above -1.25, having a mean of 0 or less.
+
+    Waudby-Smith, Ramdas 2024, with fixed fractions of the capital.
+    """
     factors: Floats = np.log1p(gains[:, None] * _FRACTIONS)
     return factors
 

@@ -4,7 +4,9 @@
 bad ──── the served model's losses are usual again ────> comparing ── as good ──────────────> release
  │  ^──────────────── they rise once more ────────────────   │
  │                                                           └─────── worse, or not shown ──> rollback
- └── `patience` over, and the candidate is better, or 4 x `patience` over ──────────────────> release
+ ├── `patience` over, and the candidate has fewer large losses ────────────────────────────> release
+ ├── 2 x `patience` over, and the candidate has fewer very large losses ───────────────────> release
+ └── 4 x `patience` over ──────────────────────────────────────────────────────────────────> release
 ```
 """
 
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evergrad.gate.evidence import Evidence, Floats, gain_evidence, gain_factors, share_factors
-from evergrad.gate.reference import LARGE_SHARE, finite
+from evergrad.gate.reference import COMPARED, LARGE, LARGE_SHARE, VERY_LARGE, finite
 
 Flags = npt.NDArray[np.bool_]
 Outcome = tuple[Literal["hold", "release", "rollback"], str]
@@ -26,7 +28,7 @@ Outcome = tuple[Literal["hold", "release", "rollback"], str]
 ERROR = 0.01
 """The chance that one decision within a hold is wrong, where its test's assumption holds."""
 MARGIN = 0.05
-"""A candidate is as good while its share of large losses is less than this above the served model's."""
+"""A candidate is as good while fewer than this more of its losses are beyond the usual 90, 80 and 50% (their mean)."""
 LONGEST = 4
 """A hold without recovery ends after so many times the patience."""
 _CALM = math.log(10)
@@ -63,14 +65,15 @@ class Hold:
     candidate: Floats = field(default_factory=lambda: np.zeros(0))
     recovery: Evidence = field(default_factory=lambda: Evidence(2, restarts=True))
     better: Evidence = field(default_factory=lambda: gain_evidence(restarts=True))
+    less_bad: Evidence = field(default_factory=lambda: gain_evidence(restarts=True))
     worse: Evidence = field(default_factory=lambda: gain_evidence(restarts=False))
     as_good: Evidence = field(default_factory=lambda: gain_evidence(restarts=False))
 
     def take(self, served: Flags, candidate: Flags | None, *, calm: bool, examples: int, last: int) -> Outcome:
-        """Takes in which losses of a batch were large; reason "" where nothing changed.
+        """Takes in which losses of a batch are beyond the usual ones; reason "" where nothing changed.
 
         Args:
-            served, candidate: [examples] each; None: not known.
+            served, candidate: what `Reference.above` gave for each; None: not known.
             calm: nothing suspicious is in the served model's newest losses.
             examples, last: the batch's count, and the id of its last one.
         """
@@ -85,7 +88,8 @@ class Hold:
         self.recovered, self.bad_share, self.suspect_last = False, bad_share, last
         self.examples += examples
         self.since, self.notice = examples, 0
-        self.recovery, self.better = Evidence(2, restarts=True), gain_evidence(restarts=True)
+        self.recovery = Evidence(2, restarts=True)
+        self.better, self.less_bad = gain_evidence(restarts=True), gain_evidence(restarts=True)
 
     def remember(self, served: Floats, candidate: Floats | None) -> None:
         """Keeps the newest losses of both."""
@@ -103,18 +107,21 @@ class Hold:
         # Nearer to the usual share of large losses than to what the alarm saw.
         null = max((LARGE_SHARE + self.bad_share) / 2, 2 * LARGE_SHARE)
         usual = np.array([LARGE_SHARE, math.sqrt(LARGE_SHARE * null)])
-        self.evidence = self.recovery.add(share_factors(served[:, None], np.full(2, null), usual), last)
-        better = 0.0
+        large = served[:, LARGE, None]
+        self.evidence = self.recovery.add(share_factors(large, np.full(2, null), usual), last)
+        better, less_bad = 0.0, 0.0
         if candidate is not None:
-            better = self.better.add(gain_factors(served.astype(np.float64) - candidate), last)
+            gains = served.astype(np.float64) - candidate
+            better = self.better.add(gain_factors(gains[:, LARGE]), last)
+            less_bad = self.less_bad.add(gain_factors(gains[:, VERY_LARGE]), last)
         if self.evidence >= sure:
             self.recovered, self.since = True, 0
-            self.suspect_last = max(self.suspect_last, int(self.recovery.marks.max()))
+            self.suspect_last = max(self.suspect_last, self.recovery.mark)
             self.worse, self.as_good = gain_evidence(restarts=False), gain_evidence(restarts=False)
             return "hold", "the served model's losses are usual again: the candidate is compared with it"
         self.suspect_last = last
-        self.evidence = better
-        if self.since >= self.patience and better >= sure:
+        self.evidence = max(better, less_bad) if self.since >= 2 * self.patience else better
+        if self.since >= self.patience and self.evidence >= sure:
             return "release", "the labels have changed for good: the candidate predicts them better"
         if self.since >= LONGEST * self.patience:
             return self._give_up()
@@ -132,7 +139,7 @@ class Hold:
         sure = -math.log(ERROR)
         if candidate is None:
             return "rollback", "the suspicious stretch is over, and no losses of the candidate are known"
-        losses = candidate.astype(np.float64) - served
+        losses = (candidate.astype(np.float64) - served)[:, COMPARED].mean(axis=1)
         worse = self.worse.add(gain_factors(losses), 0)
         self.evidence = self.as_good.add(gain_factors(MARGIN - losses), 0)
         if self.evidence >= sure and calm:

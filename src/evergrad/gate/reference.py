@@ -10,18 +10,20 @@ import numpy.typing as npt
 
 from evergrad.gate.evidence import Evidence, Floats, share_factors
 
-SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2])
+SHARES = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
 """Shares of the usual losses; a loss beyond those of the largest 10% is what the gate calls large."""
-LARGE = 3
+RISING = slice(0, 5)
+VERY_LARGE, LARGE = 0, 3
+COMPARED = slice(LARGE, 6)
 LARGE_SHARE = float(SHARES[LARGE])
 HIGHEST_TOLERANCE = 4.0
 _BAD_SHARE = 0.9
-_WORST = np.finfo(np.float64).max
+_WORST = float(np.finfo(np.float64).max) / 2  # so that the mean of two is finite
 
 
 def finite(losses: Floats) -> Floats:
-    """The same losses, with the largest number in place of those that are none."""
-    return np.where(np.isfinite(losses), losses, _WORST)
+    """The same losses, with a very large number in place of those that are none, or larger."""
+    return np.where(np.isfinite(losses), np.minimum(losses, _WORST), _WORST)
 
 
 class Reference:
@@ -85,20 +87,20 @@ class Rise:
     """Evidence that losses beyond the usual ones come more than `tolerance` times as often as they did.
 
     The null hypothesis: whatever came before, the chance that the next loss is beyond those of the largest share q is
-    at most `tolerance` x q, for each q in `SHARES`. For each there is a bet on 90%, and one on a level half way
-    (in logarithms) to that.
+    at most `tolerance` x q, for q = 0.01, 0.02, 0.05, 0.1 and 0.2. For each there is a bet on 90%, and one
+    on half way to that, in logarithms.
     """
 
     def __init__(self, tolerance: float) -> None:
-        self._null = np.tile(tolerance * SHARES, 2)
-        self._alternative = np.concatenate((np.full(len(SHARES), _BAD_SHARE), np.sqrt(tolerance * SHARES * _BAD_SHARE)))
+        null = tolerance * SHARES[RISING]
+        self._null = np.tile(null, 2)
+        self._alternative = np.concatenate((np.full(len(null), _BAD_SHARE), np.sqrt(null * _BAD_SHARE)))
         self.evidence = Evidence(len(self._null), restarts=True)
 
     def add(self, above: npt.NDArray[np.bool_], first: int) -> float:
         """Takes in what `Reference.above` gave for a batch; the logarithm of the evidence at its highest."""
-        return self.evidence.add(share_factors(np.tile(above, 2), self._null, self._alternative), first)
+        return self.evidence.add(share_factors(np.tile(above[:, RISING], 2), self._null, self._alternative), first)
 
     def began(self, first: int) -> int:
         """The first example of the batch in which the rise began, as far as can be told at batch `first`."""
-        strongest = int(self.evidence.levels.argmax())
-        return int(self.evidence.marks[strongest]) if self.evidence.levels[strongest] > 0 else first
+        return self.evidence.mark if self.evidence.levels.max() > 0 else first
