@@ -176,13 +176,17 @@ class _Loop:
             scored = self._score(outputs, batch.y)
             fresh.add(scored)
             self._scores.add(scored)
-        self._held = self._gate is not None and not self._gate.judge(loss)
+        self._held = self._gate is not None and self._holds(self._gate, loss, len(batch))
         step = self._trainer.learn(batch, loss=loss, publish=not self._held)
         stats = self._stats()
         return Progress(
             batch=batch, outputs=outputs, loss=loss, score=fresh.value, step=step, held=self._held,
             examples=self._losses.count, updates=stats.updates, update_bytes=stats.update_bytes,
         )  # fmt: skip
+
+    def _holds(self, gate: Gate, loss: float, examples: int) -> bool:
+        last = self._losses.count - 1
+        return gate.judge([loss], first=last + 1 - examples, last=last).verdict == "hold"
 
     def finish(self) -> RunSummary:
         if self._publisher and not self._held:
