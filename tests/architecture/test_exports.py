@@ -29,7 +29,7 @@ PUBLIC = {
         "ClassBalanced", "Examples", "Feedback", "LeastUsed", "LossPrioritised", "Mix", "Reservoir", "Sampler",
         "TimeBiased", "Uniform", "Window",
     },
-    "evergrad.stream": {"Batch", "Source", "batches"},
+    "evergrad.stream": {"Batch", "Rewindable", "Source", "batches", "starting_at"},
     "evergrad.trigger": {
         "AllOf", "AnyOf", "EveryN", "EverySeconds", "News", "OnDrift", "OnLoss", "Trigger", "WhenIdle",
     },

@@ -71,7 +71,7 @@ class Checkpoints:
         A disk that refuses is a warning in the log and `failure`; the checkpoints that are there stay.
 
         Args:
-            number: larger than those before.
+            number: larger than those before; one of the same number is replaced.
             tree: see `Stateful`.
             before: called before the checkpoint is in its place, on the thread that writes it.
         """

@@ -19,7 +19,7 @@ from evergrad.stateful import Stateful
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`loss(model(x), y)`: the mean over the batch, or one value for each example, whose mean is then minimised."""
 StepFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""`step(x, y)`: a whole step of the user's own, from `zero_grad` to `optimizer.step()`; gives the loss, as `Loss` does."""
+"""`step(x, y)`: a step of the user's own, from `zero_grad` to `optimizer.step()`; gives the loss as `Loss` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ class Learner:
         if not math.isfinite(value):
             raise NonFiniteLoss(self.steps + 1, value)
         if self._scaler is None:
-            mean.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(mean)
             self._clip()
             self.optimizer.step()
         else:
-            self._scaler.scale(mean).backward()
+            torch.autograd.backward(self._scaler.scale(mean))
             if self._clip_norm is not None:
                 self._scaler.unscale_(self.optimizer)
             self._clip()
@@ -130,10 +130,19 @@ class Learner:
         finally:
             self.model.train(training)
 
-    def losses_of(self, outputs: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """The loss of given outputs against labels: of each example where the loss tells that, else [mean]; float64."""
+    def losses_of(
+        self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
+    ) -> npt.NDArray[np.float64]:
+        """The loss of given outputs [examples, ...] against labels: float64, of each example or the mean, as [1].
+
+        Args:
+            each: of each example, even where the loss gives means: it is then asked for one example at a time.
+        """
         with torch.inference_mode():
-            loss = self.loss(torch.from_numpy(outputs), torch.from_numpy(np.ascontiguousarray(y)))
+            given, labels = torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(np.ascontiguousarray(y))
+            loss = self.loss(given, labels)
+            if each and not loss.ndim and len(given) > 1:
+                loss = torch.stack([self.loss(given[i : i + 1], labels[i : i + 1]) for i in range(len(given))])
         found: npt.NDArray[np.float64] = loss.double().reshape(-1).numpy()
         return found
 

@@ -51,43 +51,59 @@ class Mixer:
         self._history, self.sampler, self._batch_size, self._join_new = history, sampler, batch_size, join_new
         self._transform_new, self._transform_old = transform_new, transform_old
         self._thread = ThreadPoolExecutor(1, "evergrad-prefetch") if prefetch else None
-        self._reader: History | None = None
         self._ahead: tuple[Ids, Future[Columns]] | None = None
+        self._excluded = history.excluded_ranges
 
     def batch(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor, Ids]:
         """x, y and the ids of a batch whose new examples have the ids [first, last); new ones come first."""
         new = np.arange(first, last, dtype=np.int64) if self._join_new else np.empty(0, np.int64)
-        new = new[~self._history.excluded(new)]
+        new = self._without_excluded(new)
         wanted = max(0, self._batch_size - len(new))
         before = first if self._join_new else last
         if self._thread is None:
             old = self._draw(before, wanted)
-            x, y = batch_tensors(self._columns(self._history, new, old))
+            x, y = batch_tensors(self._columns(new, old))
         else:
             old, columns = self._prefetched(before, wanted)
-            x, y = batch_tensors(_joined(self._columns(self._history, new, old[:0]), columns))
+            x, y = batch_tensors(_joined(self._columns(new, old[:0]), columns))
             self._fetch(self._draw(last, wanted))
         return x, y, np.concatenate((new, old))
 
     def _draw(self, before: int, count: int) -> Ids:
         """Up to `count` different ids, none of them excluded."""
         found = self.sampler.draw(self._history, before, count)
-        if not self._history.excluded_ranges:
+        if not self._excluded:
             return found
         for _ in range(_TRIES):
-            found = found[~self._history.excluded(found)]
+            found = self._without_excluded(found)
             if len(found) == count:
                 break
             more = self.sampler.draw(self._history, before, count)
             found = np.concatenate((found, more[~np.isin(more, found)]))[:count]
-        return found[~self._history.excluded(found)]
+        return self._without_excluded(found)
 
-    def _columns(self, history: History, new: Ids, old: Ids) -> Columns:
+    def _without_excluded(self, ids: Ids) -> Ids:
+        if not self._excluded:
+            return ids
+        edges = np.array(self._excluded, dtype=np.int64).reshape(-1)
+        kept: Ids = ids[np.searchsorted(edges, ids, side="right") % 2 == 0]
+        return kept
+
+    def exclude(self, first: int, last: int) -> None:
+        """Draws the ids [first, last) no more; what was drawn ahead is let go."""
+        self._history.exclude(first, last)
+        self._excluded, self._ahead = self._history.excluded_ranges, None
+
+    def look_for_exclusions(self) -> None:
+        """Takes over all that the history has excluded by now."""
+        self._excluded = self._history.excluded_ranges
+
+    def _columns(self, new: Ids, old: Ids) -> Columns:
         if self._transform_new is None and self._transform_old is None:
-            return history.gather(np.concatenate((new, old)))
+            return self._history.gather(np.concatenate((new, old)))
         return _joined(
-            _transformed(history.gather(new), self._transform_new, len(new)),
-            _transformed(history.gather(old), self._transform_old, len(old)),
+            _transformed(self._history.gather(new), self._transform_new, len(new)),
+            _transformed(self._history.gather(old), self._transform_old, len(old)),
         )
 
     def _prefetched(self, before: int, wanted: int) -> tuple[Ids, Columns]:
@@ -101,26 +117,20 @@ class Mixer:
 
     def _fetch(self, ids: Ids) -> None:
         if self._thread is not None:
-            self._ahead = ids, self._thread.submit(self._read, ids)
-
-    def _read(self, ids: Ids) -> Columns:
-        if self._reader is None:  # a history is read by one thread each
-            self._reader = History(self._history.path, read_only=True)
-        self._reader.refresh()
-        return self._columns(self._reader, ids[:0], ids)
-
-    def forget(self) -> None:
-        """Lets go of what was drawn ahead."""
-        self._ahead = None
+            self._ahead = ids, self._thread.submit(self._columns, ids[:0], ids)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's state, and what was drawn ahead."""
-        return {"sampler": self.sampler.state_dict(), "ahead": None if self._ahead is None else self._ahead[0]}
+        """The sampler's state, what was drawn ahead, and what is excluded.
+
+        While batches are learned from again, those count that were excluded then.
+        """
+        ahead = None if self._ahead is None else self._ahead[0]
+        return {"sampler": self.sampler.state_dict(), "ahead": ahead, "excluded": self._excluded}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Draws on from there."""
         self.sampler.load_state_dict(state["sampler"])
-        self._ahead = None
+        self._excluded, self._ahead = tuple(tuple(span) for span in state["excluded"]), None
         if state["ahead"] is not None:
             self._fetch(state["ahead"])
 
@@ -128,8 +138,6 @@ class Mixer:
         """Ends the thread."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
-        if self._reader is not None:
-            self._reader.close()
 
 
 def _transformed(columns: Columns, transform: Transform | None, count: int) -> Columns:

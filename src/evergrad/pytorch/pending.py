@@ -104,11 +104,16 @@ class Pending:
         self.newest_us, self.moved = saved["newest_us"], saved["moved"]
         self.examples = range(*saved["examples"]) if saved["examples"] else None
 
+    def take_back(self, state: State) -> None:
+        """Takes a copy of the state where it ended back to its beginning, but for what is lost."""
+        for _, change in reversed(self._moves):
+            state.commit(change.inverse())
+
     def _lose(self) -> None:
         self.lost, self.elements, self._moves = True, 0, []
 
     def _folded(self) -> tuple[Sequence[Section], Change]:
-        whole = compose([change for _, change in self._moves])
+        whole = compose([change for _, change in self._moves]).without_noughts()
         return [compact(values, old) for values, old in values_of(whole, self._schema)], whole
 
     def smallest(self) -> tuple[Section, ...]:

@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from evergrad.errors import OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
-from evergrad.pytorch.bridge import schema_of
+from evergrad.pytorch.bridge import schema_of, state_views
 from evergrad.pytorch.cast import CastMover
 from evergrad.pytorch.mover import Mover, ValuesAs, make_mover, written
 from evergrad.pytorch.pending import Pending
@@ -37,7 +37,7 @@ from evergrad.pytorch.settings import Forward, amount_for, check_bounds, check_o
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Keeping, Published, Writer
 from evergrad.stateful import Stateful
-from evergrad.update import Section, hull
+from evergrad.update import Change, Section, State, hull
 
 logger = logging.getLogger(__name__)
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
@@ -165,6 +165,7 @@ class Publisher:
         self._selector = selector or GlobalTopK()
         self._mover = self._make_mover(self._selector, values)
         self._sent: deque[tuple[int, int]] = deque()
+        self._last: Change | None = None
         self._due, self._on_published = 0, on_published
         nbytes = self._state.schema.nbytes
         keeping = Keeping(
@@ -215,9 +216,23 @@ class Publisher:
         """Inside, the model's parameters are the master weights, and may be read, saved and changed in place."""
         return self._weights.showing_master()
 
-    def deployed(self) -> AbstractContextManager[nn.Module]:
-        """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only."""
-        return self._weights.showing_deployed()
+    def deployed(self, other: Mapping[str, torch.Tensor] | None = None) -> AbstractContextManager[nn.Module]:
+        """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only.
+
+        Args:
+            other: show these instead: what `published` gave.
+        """
+        return self._weights.showing_deployed(other)
+
+    def published(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights that were published last, by name: the deployed ones, less what waits for `publish`."""
+        state = State(self._state.schema, [array.copy() for array in self._state.arrays], self._state.digest)
+        self._pending.take_back(state)
+        return state_views(state)
+
+    def last_move(self) -> float:
+        """How far the last optimizer step moved the deployed weights: the 2-norm of all differences."""
+        return self._last.distance() if self._last is not None else 0.0
 
     def restore_buffers(self) -> None:
         """Gives the model's buffers back what was deployed, for example after a forward pass on damaged examples."""
@@ -270,6 +285,7 @@ class Publisher:
             self._amount.sent(*self._sent.popleft(), self._clock())
         self._due = self._amount.due(self._clock())
         moved, count = self._mover.move(self._due) if self._due else None, 0
+        self._last = moved.change if moved is not None else None
         if moved is not None:
             self._pending.add(moved.sections, moved.change)
             count = sum(len(section.indices) for section in moved.sections)
@@ -332,6 +348,16 @@ class Publisher:
             self._selector.load_state_dict(state["selector"])
         for table, turn in zip(self._mover.tables, state["tables"], strict=True):
             table.turn = turn
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Both copies of the weights, and the buffers, become `weights` (by name); the difference is published next.
+
+        Raises:
+            SchemaMismatch: a tensor is missing or of another kind. NonFiniteWeights. Nothing has changed.
+        """
+        master = {name: weights[name].to(own.dtype) for name, own in self._weights.master.items() if name in weights}
+        self._take_in(self._weights.load(master, weights, self._steps))
+        self.restore_buffers()
 
     # -- publishing -----------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """Ways to keep a model fresh, side by side on one stream: what proactive training is compared with.
 
-Each is scored as the *composite* model: by what it was serving at each moment (Robroek et al. 2025 call it so; Prapas et
-al. 2021 score retraining segment by segment). So a retraining counts from when it would have been done, not from when
-it was begun. A `Trainer` is a strategy as it stands: with `batch_size=1` it is online training on new examples only,
-with a publisher it is sparse, without one dense, and its sampler makes it one of the replay methods.
+Each is scored as the *composite* model: by what it was serving at each moment (as Böther et al. 2025, "Modyn", call it;
+Prapas et al. 2021 score retraining segment by segment). So a retraining counts from when it would have been done, not
+from when it was begun. A `Trainer` is a strategy as it stands: with `batch_size=1` it is online training on new
+examples only, with a publisher it is sparse, without one dense, and its sampler makes it one of the replay methods.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ which hangs on the optimizer; without one this is plain proactive training.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evergrad.errors import ConfigError, HistoryDamaged, NonFiniteLoss
+from evergrad.errors import ConfigError, HistoryDamaged, NonFiniteLoss, NotInHistory
 from evergrad.history import History
 from evergrad.pytorch.checkpoint import Checkpoints
 from evergrad.pytorch.learner import Learned, Learner, Loss, StepFunction
@@ -27,6 +28,8 @@ from evergrad.sampling import Feedback, Sampler
 from evergrad.stateful import Stateful, load_all
 from evergrad.stream import Batch
 from evergrad.trigger import News, Trigger
+
+Publish = bool | Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,6 @@ class Trainer:
         store: applied to the columns x and y of new examples before they go into the history: features that are kept
             (materialised) and not computed anew for each batch.
         checkpoints: where `checkpoint` writes.
-        others: what else a checkpoint keeps, by name.
     """
 
     def __init__(
@@ -93,7 +95,6 @@ class Trainer:
         prefetch: bool = False,
         store: Transform | None = None,
         checkpoints: Checkpoints | None = None,
-        others: Mapping[str, Stateful] | None = None,
     ) -> None:
         if steps_per_trigger < 1:
             raise ConfigError("steps_per_trigger", f"must be 1 or more, not {steps_per_trigger}")
@@ -108,7 +109,7 @@ class Trainer:
         self._history, self._trigger, self._publisher = history, trigger, publisher
         self._steps_per_trigger, self._store = steps_per_trigger, store
         self._checkpoints, self._checkpointed = checkpoints, 0
-        self._others = dict(others or {})
+        self._others: dict[str, Stateful] = {}
         self._batches, self._end = history.batches, history.end
         self._learned = self._end
 
@@ -117,21 +118,38 @@ class Trainer:
         """How many training steps it has taken."""
         return self.learner.steps
 
-    def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The outputs of the deployed model (of the model itself where there is no publisher) for a batch of inputs."""
-        with self._publisher.deployed() if self._publisher else contextlib.nullcontext():
+    @property
+    def end(self) -> int:
+        """The id of the example that comes next."""
+        return self._end
+
+    @property
+    def waiting(self) -> range:
+        """The ids of the new examples that no step has learned from."""
+        return range(self._learned, self._end)
+
+    def predict(self, x: npt.NDArray[Any], weights: Mapping[str, torch.Tensor] | None = None) -> npt.NDArray[Any]:
+        """The outputs for a batch of inputs, by the deployed model (by the model itself where there is no publisher).
+
+        Args:
+            weights: other weights to show, as `Publisher.published` gives them.
+        """
+        with self._publisher.deployed(weights) if self._publisher else contextlib.nullcontext():
             return self.learner.predict(x)
 
-    def losses_of(self, outputs: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def losses_of(
+        self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
+    ) -> npt.NDArray[np.float64]:
         """As `Learner.losses_of`."""
-        return self.learner.losses_of(outputs, y)
+        return self.learner.losses_of(outputs, y, each=each)
 
-    def learn(self, batch: Batch, *, loss: float = float("nan"), publish: bool = True) -> Step | None:
+    def learn(self, batch: Batch, *, loss: float = float("nan"), publish: Publish = True) -> Step | None:
         """Takes in new examples, and takes training steps where they are due; None where none is.
 
         Args:
             loss: of the predictions that were made for them, for triggers that look at it.
-            publish: False holds the update back; it goes out with the next one that is let through.
+            publish: False, now or when it is called after the step, holds the update back; it goes out with the next
+                one that is let through.
 
         Raises:
             HistoryMismatch: the batch differs from the ones before; nothing was taken in.
@@ -143,17 +161,18 @@ class Trainer:
             return None
         return self.step(publish=publish)
 
-    def step(self, *, publish: bool = True) -> Step:
+    def step(self, *, publish: Publish = True) -> Step:
         """Takes the training steps of one trigger now, with the new examples that wait, if any."""
         first, last = self._learned, self._end
         arrived_us = int(self._history.arrived_us(np.array([last - 1]))[0]) if last > self._history.first else 0
         for _ in range(self._steps_per_trigger):
             learned, ids = self._step(first, last)
+        goes_out = publish if isinstance(publish, bool) else publish()
         self._learned = last
         self._trigger.taken(arrived_us / 1e6)
         published = None
         if self._publisher:
-            published = self._publisher.publish(arrived_us / 1e6, (first, last), hold=not publish)
+            published = self._publisher.publish(arrived_us / 1e6, (first, last), hold=not goes_out)
         new = int(np.count_nonzero(ids >= first))
         return Step(number=self.steps, loss=learned.mean, new=new, old=len(ids) - new, published=published)
 
@@ -162,6 +181,7 @@ class Trainer:
         if self._batches < self._history.batches:
             ids = self._history.batch(self._batches)
         else:
+            self._mixer.look_for_exclusions()
             columns = {"x": batch.x, "y": batch.y}
             ids = self._history.append(dict(self._store(columns)) if self._store else columns, batch.arrived_s)
         self._batches, self._end = self._batches + 1, ids.stop
@@ -181,12 +201,43 @@ class Trainer:
             self._mixer.sampler.learned(ids, learned.each)
         return learned, ids
 
+    # -- going back ---------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Any]:
+        """The model, and all that follows from training it: what `go_back` takes. The tensors are the live ones."""
+        model = self.learner.model
+        return {
+            "model": dict(model.named_buffers()) if self._publisher else model.state_dict(),
+            "publisher": self._publisher.state_dict() if self._publisher else None,
+            "learner": {name: part.state_dict() for name, part in self.learner.parts().items()},
+        }
+
+    def go_back(self, weights: Mapping[str, Any]) -> None:
+        """Takes the model back to earlier `weights`; history, sampler, trigger and stream stay where they are.
+
+        The next update takes every replica there too.
+        """
+        load_model(self.learner.model, weights)
+        load_all(self.learner.parts(), weights["learner"])
+        if self._publisher is not None:
+            self._publisher.load_state_dict(weights["publisher"])
+
+    def exclude(self, first: int, last: int) -> None:
+        """Draws the examples with the ids [first, last) no more, not even as new ones; as far as there are such."""
+        self._mixer.exclude(first, min(last, self._end))
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def also_keep(self, name: str, part: Stateful) -> None:
+        """A checkpoint keeps this too; it goes on from there after all that the trainer has of its own."""
+        self._others[name] = part
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Writes a checkpoint where one is due, or `now`; beside training, and one at a time."""
         checkpoints = self._checkpoints
-        if checkpoints is None or not (now or self.steps // checkpoints.every > self._checkpointed // checkpoints.every):
+        if checkpoints is None or not (
+            now or self.steps // checkpoints.every > self._checkpointed // checkpoints.every
+        ):
             return
         if checkpoints.busy and not now:
             return
@@ -212,40 +263,61 @@ class Trainer:
             self.load_state_dict(found[1])
         return self._replayed()
 
+    def again_from(self, example: int) -> Iterator[Batch]:
+        """The batches from the one that begins at or after the example with that id, to be learned from once more.
+
+        Raises:
+            NotInHistory: retention has removed some of them.
+        """
+        numbers = range(self._history.batches)
+        self._batches = bisect.bisect_left(numbers, example, key=self._begin_of)
+        self._end = self._learned = self._begin_of(self._batches)
+        return self._replayed()
+
+    def _begin_of(self, number: int) -> int:
+        if number >= self._history.batches:
+            return self._history.end
+        try:
+            return self._history.batch(number).start
+        except NotInHistory:  # it was removed, and so comes before all that is held
+            return -1
+
     def _replayed(self) -> Iterator[Batch]:
         for number in range(self._batches, self._history.batches):
-            ids = np.arange(*self._history.batch(number).indices(self._history.end)[:2], dtype=np.int64)
+            span = self._history.batch(number)
+            ids = np.arange(span.start, span.stop, dtype=np.int64)
             columns = self._history.gather(ids)
             yield Batch(columns["x"], columns["y"], float(self._history.arrived_us(ids[-1:])[0]) / 1e6)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it goes on from, but for the history: see `Stateful`."""
-        model = self.learner.model
         return {
+            **self.weights(),
             "steps": self.steps,
             "batches": self._batches,
             "end": self._end,
             "learned": self._learned,
-            "model": dict(model.named_buffers()) if self._publisher else model.state_dict(),
-            "publisher": self._publisher.state_dict() if self._publisher else None,
-            "parts": {name: part.state_dict() for name, part in self._parts().items()},
+            "parts": {name: part.state_dict() for name, part in self._own_parts().items()},
             "random": _random_states(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; the history holds at least what it held then."""
+        if (state["publisher"] is None) != (self._publisher is None):
+            raise ConfigError("log", "a checkpoint with a publisher needs one, and one without must do without")
         if self._history.end < state["end"] or self._history.batches < state["batches"]:
             raise HistoryDamaged(
                 str(self._history.path), f"it ends with example {self._history.end}, the checkpoint with {state['end']}"
             )
         load_model(self.learner.model, state)
-        load_all(self._parts(), state["parts"])
+        load_all(self.learner.parts(), state["learner"])
         self.learner.steps = self._checkpointed = state["steps"]
         self._batches, self._end, self._learned = state["batches"], state["end"], state["learned"]
+        load_all(self._own_parts(), state["parts"])
         _set_random_states(state["random"])
 
-    def _parts(self) -> dict[str, Stateful]:
-        return {**self.learner.parts(), "mixer": self._mixer, "trigger": self._trigger, **self._others}
+    def _own_parts(self) -> dict[str, Stateful]:
+        return {"mixer": self._mixer, "trigger": self._trigger, **self._others}
 
     def close(self) -> None:
         """Waits for a checkpoint that is being written, and ends threads."""
@@ -271,7 +343,7 @@ def load_model(model: torch.nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _random_states() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}  # noqa: NPY002
 
 

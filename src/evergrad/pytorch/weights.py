@@ -95,16 +95,20 @@ class Weights:
         return self._showing(self.master)
 
     @contextmanager
-    def showing_deployed(self) -> Iterator[nn.Module]:
-        """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only."""
-        buffers = self.buffers.live()
+    def showing_deployed(self, other: Mapping[str, torch.Tensor] | None = None) -> Iterator[nn.Module]:
+        """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only.
+
+        Args:
+            other: tensors to show instead of the deployed ones, by the same names.
+        """
+        buffers, deployed = self.buffers.live(), self.deployed if other is None else other
         live = [(found.tensor, found.tensor.data) for found in buffers]
-        shown = {name: self.deployed[name].to(master.dtype) for name, master in self.master.items()}
+        shown = {name: deployed[name].to(master.dtype) for name, master in self.master.items()}
         same = all(shown[name] is self.deployed[name] for name in shown)
         with self._showing(self.deployed if same else shown) as model:
             # Copies, for a forward pass in training mode writes to them.
             for found in buffers:
-                found.tensor.data = self.deployed[found.name].to(found.tensor.dtype, copy=True)
+                found.tensor.data = deployed[found.name].to(found.tensor.dtype, copy=True)
             try:
                 yield model
             finally:

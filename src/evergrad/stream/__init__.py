@@ -7,16 +7,17 @@ predicted. A further source is one more file here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from evergrad.errors import ConfigError
 
-__all__ = ["Batch", "Source", "batches"]
+__all__ = ["Batch", "Rewindable", "Source", "batches", "starting_at"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,15 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+@runtime_checkable
+class Rewindable(Protocol):
+    """A source that can begin anywhere."""
+
+    def starting_at(self, number: int) -> Iterable[Batch | tuple[Any, Any] | list[Any]]:
+        """All but the first `number` batches, none of which may be empty."""
+        ...
 
 
 Source = Iterable[Batch | tuple[Any, Any] | list[Any]]
@@ -64,3 +74,15 @@ def batches(source: Source, clock: Callable[[], float]) -> Iterator[Batch]:
             )
         if len(item):
             yield item
+
+
+def starting_at(source: Source, number: int, clock: Callable[[], float]) -> Iterator[Batch]:
+    """As `batches`, without the first `number` of them, where the source is a sequence or `Rewindable`.
+
+    Any other is taken for one that goes on where it was, whoever asks.
+    """
+    if number and isinstance(source, Rewindable):
+        return batches(source.starting_at(number), clock)
+    if number and isinstance(source, Sequence):
+        return itertools.islice(batches(source, clock), number, None)
+    return batches(source, clock)
