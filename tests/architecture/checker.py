@@ -10,12 +10,12 @@ from pathlib import Path
 
 FLOORS = [
     {"errors"},
-    {"schema", "metrics", "records", "config"},
+    {"schema", "metrics", "records", "config", "stateful"},
     {"update", "history", "trigger"},
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"adapters", "pytorch", "serve", "maintain"},
+    {"adapters", "pytorch", "serve", "maintain", "lineage"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},

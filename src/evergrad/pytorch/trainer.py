@@ -118,7 +118,8 @@ class Trainer:
         value = self._step(ids, *batch_tensors(self._history.gather(ids)))
         self._learned = last
         self._trigger.taken(batch.arrived_s)
-        published = self._publisher.publish(batch.arrived_s) if self._publisher and publish else None
+        told = (first, last)
+        published = self._publisher.publish(batch.arrived_s, told, hold=not publish) if self._publisher else None
         return Step(number=self.steps, loss=value, new=len(new), old=len(old), published=published)
 
     def _step(self, ids: npt.NDArray[np.int64], x: torch.Tensor, y: torch.Tensor) -> float:
