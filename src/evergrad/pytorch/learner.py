@@ -43,6 +43,7 @@ class Learner:
         clip_norm: gradients are scaled down to this 2-norm, over all parameters, where theirs is larger.
         scheduler: its `step()` follows each optimizer step.
         step: instead of all of that: see `StepFunction`.
+        tell_each: each example's loss is told even where `loss` gives means: it is then asked for one at a time.
 
     Raises:
         ConfigError: `clip_norm` is not above 0.
@@ -59,12 +60,13 @@ class Learner:
         clip_norm: float | None = None,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         step: StepFunction | None = None,
+        tell_each: bool = False,
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigError("clip_norm", f"must be above 0, not {clip_norm}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self._autocast, self._scaler, self._clip_norm = autocast, scaler, clip_norm
-        self._scheduler, self._step = scheduler, step or self._plain_step
+        self._scheduler, self._step, self._tell_each = scheduler, step or self._plain_step, tell_each
         self.steps = 0
 
     @property
@@ -89,7 +91,8 @@ class Learner:
     def _plain_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.optimizer.zero_grad()
         with self._casting(x.device):
-            loss = self.loss(self.model(x), y)
+            outputs = self.model(x)
+            loss = self.loss(outputs, y)
         mean = loss.mean() if loss.ndim else loss
         value = float(mean.detach())
         if not math.isfinite(value):
@@ -107,7 +110,11 @@ class Learner:
             self._scaler.update()
         if self._scheduler is not None:
             self._scheduler.step()
-        return loss
+        return self._each(outputs.detach(), y) if self._tell_each and not loss.ndim else loss
+
+    def _each(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack([self.loss(outputs[i : i + 1], y[i : i + 1]) for i in range(len(outputs))])
 
     def _casting(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         if self._autocast is None:
@@ -142,7 +149,7 @@ class Learner:
             given, labels = torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(np.ascontiguousarray(y))
             loss = self.loss(given, labels)
             if each and not loss.ndim and len(given) > 1:
-                loss = torch.stack([self.loss(given[i : i + 1], labels[i : i + 1]) for i in range(len(given))])
+                loss = self._each(given, labels)
         found: npt.NDArray[np.float64] = loss.double().reshape(-1).numpy()
         return found
 

@@ -101,6 +101,7 @@ class Trainer:
         self.learner = Learner(
             model, loss, optimizer,
             autocast=autocast, scaler=scaler, clip_norm=clip_norm, scheduler=scheduler, step=step,
+            tell_each=isinstance(sampler, Feedback),
         )  # fmt: skip
         self._mixer = Mixer(
             history, sampler, batch_size,
@@ -197,7 +198,7 @@ class Trainer:
             raise
         if isinstance(self._mixer.sampler, Feedback):
             if learned.each is None:
-                raise ConfigError("loss", "must give one value for each example (reduction='none') for this sampler")
+                raise ConfigError("step", "must give one loss for each example (reduction='none') for this sampler")
             self._mixer.sampler.learned(ids, learned.each)
         return learned, ids
 

@@ -32,9 +32,13 @@ def test_older_examples_halve_with_each_half_life_whatever_the_rate_of_arrival(h
     assert cells[~keep].sum() <= 20
 
 
-def test_second_draw_is_in_proportion_to_the_rest() -> None:
-    examples, sampler = Listed(BURSTS), TimeBiased(60.0, seed=5)
-    fits_successive(lambda: sampler.draw(examples, len(BURSTS), 2), weights(BURSTS, 60.0), 8000)
+ONE_HALF_LIFE_OLDER = np.repeat([0.0, 59.0], [30, 5])
+
+
+@pytest.mark.parametrize("times_s", [BURSTS, ONE_HALF_LIFE_OLDER])
+def test_second_draw_is_in_proportion_to_the_rest(times_s: np.ndarray) -> None:
+    examples, sampler = Listed(times_s), TimeBiased(60.0, seed=5)
+    fits_successive(lambda: sampler.draw(examples, len(times_s), 2), weights(times_s, 60.0), 8000)
 
 
 def test_many_at_once_are_drawn_as_numpy_would() -> None:
