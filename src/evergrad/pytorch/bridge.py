@@ -72,6 +72,13 @@ def _deployed_as(found: ModuleTensor, cast: torch.dtype | None) -> torch.dtype:
     return cast if cast is not None and found.tensor.dtype == torch.float32 else found.tensor.dtype
 
 
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The safetensors name of a tensor's dtype. Raises SchemaMismatch where there is none."""
+    if tensor.dtype not in _NAMES:
+        raise SchemaMismatch("a tensor", f"one of {', '.join(_TYPES)}", str(tensor.dtype))
+    return _NAMES[tensor.dtype]
+
+
 def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """The tensor's elements in storage types (BF16 and BOOL as their bits); shares memory where it is contiguous."""
     tensor = tensor.detach()
