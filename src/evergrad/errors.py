@@ -4,6 +4,8 @@
 EvergradError
 ├── ConfigError                  a setting is unknown, missing or out of range
 ├── MissingDependency            an optional package is needed and absent
+├── ScoreMismatch                outputs and labels that cannot be scored against each other
+├── JoinMismatch                 predictions or labels that cannot be taken in by a join
 ├── SchemaMismatch               two models (or a model and a log) differ in a tensor
 ├── LogError
 │   ├── LogNotFound              nothing is at that place
@@ -61,6 +63,34 @@ class MissingDependency(EvergradError):
 
     def __str__(self) -> str:
         return f"this needs the package {self.package!r}; install it with: pip install 'evergrad[{self.extra}]'"
+
+
+class ScoreMismatch(EvergradError):
+    """Outputs and labels that cannot be scored against each other."""
+
+    def __init__(self, score: str, expected: str, found: str) -> None:
+        super().__init__(score, expected, found)
+        self.score, self.expected, self.found = score, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.score}: expected {self.expected}, found {self.found}; "
+            "nothing of this batch was scored: fix the stream or the model's outputs, or choose another score"
+        )
+
+
+class JoinMismatch(EvergradError):
+    """Predictions or labels that cannot be taken in by a join."""
+
+    def __init__(self, part: str, expected: str, found: str) -> None:
+        super().__init__(part, expected, found)
+        self.part, self.expected, self.found = part, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part}: expected {self.expected}, found {self.found}; "
+            "none of the call was taken in: fix what is told, or start a new join where inputs or outputs have changed"
+        )
 
 
 class SchemaMismatch(EvergradError):

@@ -20,7 +20,15 @@ from evergrad.config import build, build_one_of, import_object, load_toml
 from evergrad.errors import ConfigError, EvergradError
 from evergrad.gate import Gate
 from evergrad.history import History
-from evergrad.metrics import Running, Score, absolute_error, accuracy
+from evergrad.metrics import (
+    Running,
+    Score,
+    absolute_error,
+    accuracy,
+    log_loss,
+    log_loss_from_probabilities,
+    squared_error,
+)
 from evergrad.pytorch.bridge import load_weights
 from evergrad.pytorch.publisher import Publisher, PublisherStats
 from evergrad.pytorch.settings import Forward
@@ -46,13 +54,15 @@ class Progress:
 
     Attributes:
         batch: as it came.
-        loss, score: of the predictions made before training on it; `score` is NaN where no score was asked for.
+        outputs: what was predicted for it before training on it, or what the batch says was served.
+        loss, score: of these outputs; `score` is NaN where no score was asked for.
         step: the training step that it triggered, if any.
         held: whether the gate held the update back.
         examples: seen so far. updates, update_bytes: published so far.
     """
 
     batch: Batch
+    outputs: npt.NDArray[Any]
     loss: float
     score: float
     step: Step | None
@@ -106,6 +116,7 @@ def run(
         history: a folder, or an open history; None: a temporary one. What it holds already is sampled from.
         gate: holds updates while the fresh loss is bad; None: every update goes out.
         predict: who predicts each batch before it is trained on, for example a server; None: the deployed copy here.
+            Not asked for a batch that brings the outputs that were served for it.
         score: one number per example, for example `evergrad.metrics.accuracy`.
         observe: called after each batch; the fields that it gives join the batch's record.
         records: a file for one JSON line per batch.
@@ -147,7 +158,7 @@ class _Loop:
         self._losses, self._scores, self._held = Running(), Running(), False
 
     def take(self, batch: Batch) -> Progress:
-        outputs = self._predict(batch.x)
+        outputs = batch.outputs if batch.outputs is not None else self._predict(batch.x)
         loss = self._trainer.loss_of(outputs, batch.y)
         self._losses.add([loss] * len(batch))
         fresh = Running()
@@ -159,8 +170,8 @@ class _Loop:
         step = self._trainer.learn(batch, publish=not self._held)
         stats = self._stats()
         return Progress(
-            batch=batch, loss=loss, score=fresh.value, step=step, held=self._held, examples=self._losses.count,
-            updates=stats.updates, update_bytes=stats.update_bytes,
+            batch=batch, outputs=outputs, loss=loss, score=fresh.value, step=step, held=self._held,
+            examples=self._losses.count, updates=stats.updates, update_bytes=stats.update_bytes,
         )  # fmt: skip
 
     def finish(self) -> RunSummary:
@@ -200,7 +211,8 @@ class RunConfig:
         stream: the fields of `NpzStream`.
         trigger: `kind` every_n or every_seconds, and its fields. sampler: `kind` uniform or window, and its fields.
         gate: the fields of `Gate`; absent: none.
-        score: accuracy or absolute_error.
+        score: the name of a score per example in `evergrad.metrics`: accuracy, absolute_error, squared_error, log_loss
+            (of logits) or log_loss_from_probabilities.
     """
 
     model: str
@@ -221,7 +233,9 @@ class RunConfig:
 
 _TRIGGERS: dict[str, type[Any]] = {"every_n": EveryN, "every_seconds": EverySeconds}
 _SAMPLERS: dict[str, type[Any]] = {"uniform": Uniform, "window": Window}
-_SCORES: dict[str | None, Score | None] = {None: None, "accuracy": accuracy, "absolute_error": absolute_error}
+_SCORES: dict[str, Score] = {
+    score.__name__: score for score in (accuracy, absolute_error, squared_error, log_loss, log_loss_from_probabilities)
+}
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
@@ -235,8 +249,8 @@ def load_run(path: str | Path) -> dict[str, Any]:
         SchemaMismatch, LogError: the log that exists is of another model, or cannot be read.
     """
     config = build(RunConfig, load_toml(path))
-    if config.score not in _SCORES:
-        raise ConfigError("score", f"must be accuracy or absolute_error, not {config.score!r}")
+    if config.score is not None and config.score not in _SCORES:
+        raise ConfigError("score", f"must be one of {', '.join(_SCORES)}, not {config.score!r}")
     model = _call("model", import_object(config.model, "model"))
     _continue_from(config.log, model)
     options = {key: value for key, value in config.optimizer.items() if key != "factory"}
@@ -254,7 +268,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "forward": config.forward,
         "history": config.history,
         "gate": build(Gate, config.gate, "gate") if config.gate is not None else None,
-        "score": _SCORES[config.score],
+        "score": _SCORES[config.score] if config.score is not None else None,
         "records": config.records,
         "factory": config.model,
     }

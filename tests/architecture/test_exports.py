@@ -19,6 +19,10 @@ PUBLIC = {
         "Window", "__version__", "attach", "errors", "open_log", "run",
     },
     "evergrad.log": {"ObjectStore", "StoreReader", "UpdateLog", "Watch", "open_log"},
+    "evergrad.metrics": {
+        "AUC", "BinnedAUC", "Fading", "Forms", "Metric", "Prequential", "Running", "Score", "Windowed", "WindowedAUC",
+        "absolute_error", "accuracy", "log_loss", "log_loss_from_probabilities", "ndcg", "squared_error",
+    },
     "evergrad.pytorch": {"Attached", "attach"},
     "evergrad.stream": {"Batch", "Source", "batches"},
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Where new labelled examples come from.
 
 A source is any iterable of batches, oldest first. `batches` takes what users have (pairs of arrays, torch loaders,
-`Batch`es) and gives `Batch`es; `files` reads them from disk. A further source is one more file here.
+`Batch`es) and gives `Batch`es; `files` reads them from disk; `late` joins labels that come later with what was
+predicted. A further source is one more file here.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Batch:
         x: inputs, [examples, ...].
         y: labels, [examples, ...].
         arrived_s: when the newest of them arrived, seconds since 1970.
+        outputs: what was served for them, [examples, ...], where that is known.
     """
 
     x: npt.NDArray[Any]
     y: npt.NDArray[Any]
     arrived_s: float
+    outputs: npt.NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -43,7 +46,7 @@ def batches(source: Source, clock: Callable[[], float]) -> Iterator[Batch]:
     """Each item of `source` as a `Batch`; a pair (x, y) of arrays or tensors has just arrived.
 
     Raises:
-        ConfigError: an item is neither, or its x and y differ in length.
+        ConfigError: an item is neither, or its arrays differ in length.
     """
     for number, item in enumerate(source):
         if not isinstance(item, Batch):
@@ -55,5 +58,9 @@ def batches(source: Source, clock: Callable[[], float]) -> Iterator[Batch]:
             item = Batch(x, y, clock())  # noqa: PLW2901 - the item, in its uniform shape
         if item.x.ndim < 1 or item.y.ndim < 1 or len(item.x) != len(item.y):
             raise ConfigError("stream", f"item {number} has x of shape {item.x.shape} and y of shape {item.y.shape}")
+        if item.outputs is not None and (item.outputs.ndim < 1 or len(item.outputs) != len(item.x)):
+            raise ConfigError(
+                "stream", f"item {number} has x of shape {item.x.shape} and outputs of {item.outputs.shape}"
+            )
         if len(item):
             yield item
