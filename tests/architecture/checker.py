@@ -15,7 +15,7 @@ FLOORS = [
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"adapters", "pytorch", "serve", "maintain", "lineage"},
+    {"adapters", "pytorch", "serve", "maintain", "doctor", "lineage"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},

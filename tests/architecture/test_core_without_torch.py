@@ -79,6 +79,7 @@ def test_every_module_below_the_training_floor_is_imported() -> None:
         "budget",
         "codec",
         "config",
+        "doctor",
         "errors",
         "gate",
         "history",

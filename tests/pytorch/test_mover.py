@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -191,12 +193,24 @@ def test_what_numba_cannot_do_is_left_to_the_reference() -> None:
     assert isinstance(make_mover(list, state, lambda: None, GlobalTopK(), "steps", half), ReferenceMover)
 
 
-def test_without_numba_the_reference_does_it_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(mover, "COMPILED", False)
-    assert isinstance(Copies(model_of([(3,)])).mover, ReferenceMover)
-    assert "numba is not installed" in caplog.text
+SLOWLY = """
+import logging, sys
+sys.modules["numba"] = None
+logging.basicConfig(stream=sys.stdout)
+from torch import nn, optim
+import evergrad
+for name in ("one", "another"):
+    model = nn.Linear(3, 2)
+    with evergrad.Publisher(model, optim.SGD(model.parameters(), 0.1), f"memory:{name}") as publisher:
+        print(type(publisher._mover).__name__)
+"""
+
+
+def test_without_numba_the_reference_does_it_and_says_so_once_in_a_process() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOWLY], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("numba is not installed") == 1
+    assert done.stdout.splitlines()[1:] == ["ReferenceMover", "ReferenceMover"]
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 2, 2), (8, 3, 2, 2, 2), (5, 7)])

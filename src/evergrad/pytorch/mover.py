@@ -5,6 +5,7 @@ Both ways choose the same elements and give the same bits.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
@@ -263,6 +264,12 @@ def make_mover(
     if not plain or not found or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not COMPILED:
-        logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
+        _say_that_torch_selects()
         return reference
     return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found))
+
+
+@functools.cache
+def _say_that_torch_selects() -> None:
+    """Once in a process: every publisher in it does the same."""
+    logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")

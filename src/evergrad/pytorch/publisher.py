@@ -176,6 +176,8 @@ class Publisher:
         self._writer = Writer(
             self._log, self._state, begun.head, begun.run, keeping, background=background, on_published=self._note
         )
+        # Not at exit: what runs there may still close this publisher, which needs the thread.
+        weakref.finalize(self, self._writer.end_soon).atexit = False
         self._writer.written.snapshot_bytes = begun.snapshot_bytes
         self._attach(resume, begun.exact)
 

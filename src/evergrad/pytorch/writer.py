@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -102,8 +103,8 @@ class Writer:
         head: where the log ends.
         run: 64 random bits that name this writer.
         background: a thread writes updates.
-        on_published: called with each update that is in the log, and how many moves it carries (`Pending.moved`), on
-            the thread that wrote it.
+        on_published: a method that is called with each update that is in the log, and how many moves it carries
+            (`Pending.moved`), on the thread that wrote it, as long as its object is there: no thread keeps that.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Writer:
         on_published: Callable[[Published, int], None],
     ) -> None:
         self._log, self._state, self.head, self._run, self._keeping = log, state, head, run, keeping
-        self._on_published = on_published
+        self._on_published = weakref.WeakMethod(on_published)
         self.written = Written()
         self._rice = fastest_rice()
         self.failure: Exception | None = None
@@ -235,11 +236,15 @@ class Writer:
 
     def close(self) -> None:
         """Ends the thread. What it has not written waits for ever; `flush` comes first."""
+        self.end_soon()
+        if self._thread is not None:
+            self._thread.join()
+
+    def end_soon(self) -> None:
+        """As `close`, and waits for nothing: for a publisher that nobody closed."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -325,7 +330,9 @@ class Writer:
             logger.warning("no fold was written at version %d: %s", update.version, error)
         written.append_s += time.perf_counter() - begun
         published = Published(version=update.version, update_bytes=size, elements=update.elements)
-        self._on_published(published, moved)
+        on_published = self._on_published()
+        if on_published is not None:
+            on_published(published, moved)
         return published
 
     # -- snapshots --------------------------------------------------------------------------------------------------
