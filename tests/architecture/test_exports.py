@@ -75,6 +75,7 @@ def test_import_loads_no_optional_package_and_prints_nothing() -> None:
         "rich",
         "pandas",
         "onnxruntime",
+        "pyarrow",
     }
     code = f"import sys, evergrad; print(*sorted({optional!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
