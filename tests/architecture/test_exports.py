@@ -89,6 +89,7 @@ def test_import_loads_no_optional_package_and_prints_nothing() -> None:
         "pandas",
         "onnxruntime",
         "river",
+        "pyarrow",
     }
     code = f"import sys, evergrad; print(*sorted({optional!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

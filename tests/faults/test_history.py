@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
-from evergrad.errors import HistoryDamaged
+from evergrad.errors import HistoryDamaged, HistoryLocked, HistoryUnavailable
 from evergrad.history import History
-from tests.builders import examples, small_history
+from tests.builders import examples, segments_of, small_history
 
 COUNTS = (3, 1, 4)
+RECORD = 32
 
 
-def filled(path: Path) -> History:
-    history = small_history(path)
-    for count in COUNTS:
-        history.append(examples(len(history), count))
-    return history
+def fill(path: Path) -> None:
+    with small_history(path) as history:
+        for count in COUNTS:
+            history.append(examples(history.end, count))
 
 
 def holds(history: History, rows: int) -> bool:
@@ -28,60 +31,155 @@ def holds(history: History, rows: int) -> bool:
     return len(history) == rows and all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("cut", range(16 * len(COUNTS) + 1))
+def holds_and_goes_on(path: Path, rows: int) -> bool:
+    """A reader, a writer and the next writer agree on what is in, and on what then is appended."""
+    with History(path, read_only=True) as reader, History(path) as history:
+        if not (holds(reader, rows) and holds(history, rows)):
+            return False
+        history.append(examples(rows, 5))
+        reader.refresh()
+        if not (holds(reader, rows + 5) and holds(history, rows + 5)):
+            return False
+    with History(path) as history:
+        return holds(history, rows + 5)
+
+
+@pytest.mark.parametrize("cut", range(RECORD * len(COUNTS) + 1))
 def test_commit_record_torn_at_any_byte_loses_that_batch_and_no_other(tmp_path: Path, cut: int) -> None:
-    filled(tmp_path)
+    fill(tmp_path)
     commits = tmp_path / "commits"
     commits.write_bytes(commits.read_bytes()[:cut])
-    expected = sum(COUNTS[: cut // 16])
-    history = History(tmp_path)
-    assert holds(history, expected)
-    history.append(examples(expected, 2))
-    assert holds(history, expected + 2)
-    assert holds(History(tmp_path), expected + 2)
+    assert holds_and_goes_on(tmp_path, sum(COUNTS[: cut // RECORD]))
 
 
-@pytest.mark.parametrize("at", range(16))
+@pytest.mark.parametrize("at", range(RECORD))
 def test_last_commit_record_with_an_altered_byte_does_not_count(tmp_path: Path, at: int) -> None:
-    filled(tmp_path)
+    fill(tmp_path)
     data = bytearray((tmp_path / "commits").read_bytes())
-    data[32 + at] ^= 0x40
+    data[2 * RECORD + at] ^= 0x40
     (tmp_path / "commits").write_bytes(data)
-    assert holds(History(tmp_path), sum(COUNTS[:2]))
-    assert (tmp_path / "commits").stat().st_size == 32
+    assert holds_and_goes_on(tmp_path, sum(COUNTS[:2]))
+
+
+def test_commit_record_of_another_batch_does_not_count(tmp_path: Path) -> None:
+    fill(tmp_path)
+    data = (tmp_path / "commits").read_bytes()
+    (tmp_path / "commits").write_bytes(data + data[RECORD : 2 * RECORD])
+    assert holds_and_goes_on(tmp_path, sum(COUNTS))
+
+
+def test_commit_record_damaged_in_the_midst_is_told_when_it_is_needed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    data = bytearray((tmp_path / "commits").read_bytes())
+    data[RECORD] ^= 1
+    (tmp_path / "commits").write_bytes(data)
+    history = History(tmp_path)
+    assert holds(history, 8)
+    assert history.batch(0) == range(3)
+    for number in (1, 2):
+        with pytest.raises(HistoryDamaged, match="commit record 1 of 3"):
+            history.batch(number)
 
 
 def test_rows_without_a_commit_record_are_overwritten(tmp_path: Path) -> None:
-    history = filled(tmp_path)
+    fill(tmp_path)
     commits = (tmp_path / "commits").read_bytes()
-    history.append(examples(1000, 5))
+    with History(tmp_path) as history:
+        history.append(examples(1000, 5))
     (tmp_path / "commits").write_bytes(commits)  # as if killed between the rows and their record
-    again = History(tmp_path)
-    assert holds(again, 8)
-    again.append(examples(8, 2))
-    assert holds(History(tmp_path), 10)
+    assert len(segments_of(tmp_path)) == 5
+    assert holds_and_goes_on(tmp_path, 8)
+    assert len(segments_of(tmp_path)) == 5
 
 
-def test_crash_before_the_first_batch_leaves_an_empty_history(tmp_path: Path) -> None:
-    filled(tmp_path)
-    (tmp_path / "commits").unlink()
-    history = History(tmp_path)
-    assert len(history) == 0
-    history.append(examples(0, 2))
-    assert holds(History(tmp_path), 2)
-
-
-@pytest.mark.parametrize("fault", ["lost", "short", "long"])
-def test_segment_that_is_not_as_committed_is_told(tmp_path: Path, fault: str) -> None:
-    filled(tmp_path)
-    segment = tmp_path / "000000" / "y.bin"
-    size = segment.stat().st_size
+@pytest.mark.parametrize("name", ["0.bin", "1.bin", "arrived.bin"])
+@pytest.mark.parametrize("fault", ["lost", "short", "empty"])
+def test_segment_that_is_not_as_committed_is_told_by_whatever_needs_it(tmp_path: Path, fault: str, name: str) -> None:
+    fill(tmp_path)
+    file = tmp_path / segments_of(tmp_path)[-1] / name
     if fault == "lost":
-        segment.unlink()
+        file.unlink()
     else:
-        with open(segment, "r+b") as file:
-            file.truncate(size - 1 if fault == "short" else size + 1)
-    with pytest.raises(HistoryDamaged, match=r"y\.bin"):
+        with open(file, "r+b") as opened:
+            opened.truncate(file.stat().st_size - 1 if fault == "short" else 0)
+    if name == "arrived.bin":
+        with pytest.raises(HistoryDamaged, match=name):
+            History(tmp_path)
+        return
+    for history in (History(tmp_path, read_only=True), History(tmp_path)):
+        assert history.gather(np.arange(6))["y"].tolist() == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(HistoryDamaged, match=name):
+            history.gather(np.array([6]))
+    for _ in range(2):
+        with pytest.raises((HistoryDamaged, HistoryUnavailable), match=name):
+            history.append(examples(8, 1))
+    assert not (file.exists() and fault == "lost")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_lost_segment_is_told(tmp_path: Path, number: int) -> None:
+    fill(tmp_path)
+    (tmp_path / segments_of(tmp_path)[number]).rename(tmp_path / "elsewhere")
+    for read_only in (True, False):
+        with pytest.raises(HistoryDamaged, match=rf"\[{number}\] are missing"):
+            History(tmp_path, read_only=read_only)
+
+
+def test_segments_that_cannot_hold_so_many_examples_are_told(tmp_path: Path) -> None:
+    fill(tmp_path)
+    body = struct.pack("<QQQ", 1_000_000, 3, 0)
+    check = xxhash.xxh3_64_intdigest(body, seed=2)
+    (tmp_path / "commits").write_bytes(
+        (tmp_path / "commits").read_bytes()[: 2 * RECORD] + body + struct.pack("<Q", check)
+    )
+    with pytest.raises(HistoryDamaged, match="cannot hold the 1000000 examples"):
+        History(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["history.json", "commits"])
+def test_history_without_its_table_or_its_records_is_not_begun_anew(tmp_path: Path, name: str) -> None:
+    fill(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises((HistoryDamaged, HistoryUnavailable), match=name):
+        History(tmp_path).append(examples(0, 1))
+    assert len(segments_of(tmp_path)) == 3
+
+
+def test_damaged_offsets_are_told(tmp_path: Path) -> None:
+    with History(tmp_path) as history:
+        history.append({"text": ["one", "two", "three"]})
+    file = tmp_path / segments_of(tmp_path)[0] / "0.offsets"
+    for offsets in ([0, 6, 3, 11], [0, 3, 6, 1 << 40], [0, 3, -3, 11]):
+        with open(file, "r+b") as opened:
+            opened.write(np.array(offsets, "<i8").tobytes())
+        with pytest.raises(HistoryDamaged, match=r"offsets|0\.data"):
+            History(tmp_path, read_only=True).gather(np.arange(3))
+
+
+def test_range_of_excluded_examples_torn_at_any_byte_is_lost_alone(tmp_path: Path) -> None:
+    with small_history(tmp_path) as history:
+        history.append(examples(0, 9))
+        history.exclude(1, 2)
+        history.exclude(4, 6)
+    data = (tmp_path / "excluded").read_bytes()
+    assert len(data) == 48
+    for cut in range(49):
+        (tmp_path / "excluded").write_bytes(data[:cut])
+        with History(tmp_path) as history:
+            assert history.excluded_ranges == ((1, 2), (4, 6))[: cut // 24]
+            history.exclude(8, 9)
+        assert History(tmp_path, read_only=True).excluded_ranges == (*((1, 2), (4, 6))[: cut // 24], (8, 9))
+
+
+def test_excluded_range_damaged_in_the_midst_is_told(tmp_path: Path) -> None:
+    with small_history(tmp_path) as history:
+        history.append(examples(0, 9))
+        for first in (1, 3, 5):
+            history.exclude(first, first + 1)
+    data = bytearray((tmp_path / "excluded").read_bytes())
+    data[3] ^= 1
+    (tmp_path / "excluded").write_bytes(data)
+    with pytest.raises(HistoryDamaged, match="damaged at byte 0"):
         History(tmp_path)
 
 
@@ -89,41 +187,104 @@ def test_file_in_the_way_of_the_history_is_told(tmp_path: Path) -> None:
     place = tmp_path / "history"
     place.write_text("not a folder")
     history = History(place)
-    with pytest.raises(HistoryDamaged):
+    with pytest.raises(HistoryUnavailable):
         history.append(examples(0, 1))
     assert len(history) == 0
     place.unlink()
     history.append(examples(0, 1))
-    assert holds(History(place), 1)
+    assert holds(History(place, read_only=True), 1)
 
 
 def test_file_in_the_way_of_a_segment_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
-    def wide(first: int, count: int) -> dict[str, np.ndarray]:
-        return {"x": np.full((count, 9 << 20), first, "u1")}  # one row a segment
-
-    history = History(tmp_path)
-    history.append(wide(0, 1))
-    (tmp_path / "000002").write_text("in the way")
+    history = small_history(tmp_path)
+    history.append(examples(0, 2))
+    way = tmp_path / ".removed-00000002-0000000000000006"
+    stale = tmp_path / "00000002-0000000000000006"
+    way.write_text("in the way")
+    stale.mkdir()
     for _ in range(2):
-        with pytest.raises(HistoryDamaged, match="could not be written"):
-            history.append(wide(1, 2))
-        assert len(history) == len(History(tmp_path)) == 1
-    (tmp_path / "000002").unlink()
-    history.append(wide(1, 2))
-    assert History(tmp_path).gather(np.arange(3))["x"][:, -1].tolist() == [0, 1, 1]
+        with pytest.raises(HistoryUnavailable, match="removed"):
+            history.append(examples(2, 5))
+        assert holds(history, 2)
+        assert holds(History(tmp_path, read_only=True), 2)
+    way.unlink()
+    assert history.append(examples(2, 5)) == range(2, 7)
+    assert holds(history, 7)
 
 
-def test_space_of_a_segment_is_taken_when_it_is_begun_and_not_in_the_midst_of_a_write(tmp_path: Path) -> None:
-    History(tmp_path).append({"y": np.arange(3)})
-    found = (tmp_path / "000000" / "y.bin").stat()
-    assert found.st_size == 16 << 20
-    assert found.st_blocks * 512 >= found.st_size
+def power_lost(path: Path) -> None:
+    """As if the machine had been started anew since."""
+    mark = (path / "synced").read_bytes()
+    assert b'"boot":"' in mark
+    (path / "synced").write_bytes(mark.partition(b'"boot":"')[0] + b'"boot":"another"}')
+
+
+@pytest.mark.parametrize(
+    ("segment", "name", "at", "left"), [(0, "0.bin", 0, 0), (1, "1.bin", 0, 3), (2, "1.bin", 8, 4), (2, "0.bin", 16, 8)]
+)
+def test_after_a_loss_of_power_batches_count_up_to_the_first_that_is_damaged(
+    tmp_path: Path, segment: int, name: str, at: int, left: int
+) -> None:
+    fill(tmp_path)
+    file = tmp_path / segments_of(tmp_path)[segment] / name
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    power_lost(tmp_path)
+    with History(tmp_path) as history:
+        assert holds(history, left)
+    assert holds_and_goes_on(tmp_path, left)
+
+
+def test_after_a_loss_of_power_lost_segments_and_records_end_the_history(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / segments_of(tmp_path)[2]).rename(tmp_path / "elsewhere")
+    power_lost(tmp_path)
+    with History(tmp_path) as history:
+        assert holds(history, 4)
+        history.append(examples(4, 4))
+    data = bytearray((tmp_path / "commits").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "commits").write_bytes(data)
+    with History(tmp_path) as history:
+        assert holds(history, 8), "records before the last are only looked at after a loss of power"
+    (tmp_path / "synced").unlink()
+    with History(tmp_path) as history:
+        assert len(history) == 0
+
+
+def test_what_was_synced_is_not_read_again(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with History(tmp_path) as history:
+        history.sync()
+        history.append(examples(8, 2))
+    file = tmp_path / segments_of(tmp_path)[0] / "1.bin"
+    file.write_bytes(bytes(file.stat().st_size))
+    power_lost(tmp_path)
+    assert len(History(tmp_path)) == 10
+
+
+def test_ragged_batches_are_compared_too(tmp_path: Path) -> None:
+    with History(tmp_path) as history:
+        for word in ("one", "two", "three"):
+            history.append({"text": [word] * 3, "y": np.arange(3)})
+    power_lost(tmp_path)
+    with History(tmp_path) as history:
+        assert len(history) == 9
+    with open(tmp_path / segments_of(tmp_path)[0] / "0.data", "r+b") as file:
+        file.seek(10)
+        file.write(b"T")
+    power_lost(tmp_path)
+    (tmp_path / "synced").write_bytes(b"torn")
+    with History(tmp_path) as history:
+        assert len(history) == 3
+        assert history.gather(np.arange(3))["text"].row(2) == "one"
 
 
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from evergrad.errors import HistoryDamaged
+from evergrad.errors import HistoryUnavailable
 from evergrad.history import History
 
 def limit(size):
@@ -132,25 +293,80 @@ def limit(size):
 def refused(history, columns):
     try:
         history.append(columns)
-    except HistoryDamaged as error:
-        return "could not be written" in str(error)
+    except HistoryUnavailable as error:
+        return "File too large" in str(error)
     return False
+
+def batch(first, count):
+    return {"y": np.arange(first, first + count), "t": [str(row) for row in range(first, first + count)]}
 
 history = History(sys.argv[1])
 limit(4096)
-assert refused(history, {"y": np.arange(4)}), "no space for the first segment"
+assert refused(history, batch(0, 4)), "no space for the first segment"
 limit(resource.RLIM_INFINITY)
-history.append({"y": np.arange(4)})
-for size in (16, 17, 31):
+history.append(batch(0, 4))
+for size in (32, 33, 63):
     limit(size)
-    assert refused(history, {"y": np.arange(4)}), "no space for a whole commit record"
+    assert refused(history, batch(4, 2)), "no space for a whole commit record, or for rows"
     assert len(history) == 4
 limit(resource.RLIM_INFINITY)
-history.append({"y": np.arange(4, 6)})
-assert History(sys.argv[1]).gather(np.arange(6))["y"].tolist() == list(range(6))
+history.append(batch(4, 2))
+for size in (0, 7, 23):
+    limit(size)
+    try:
+        history.exclude(1, 2)
+        raise SystemExit("no space for a range")
+    except HistoryUnavailable:
+        assert history.excluded_ranges == ()
+limit(resource.RLIM_INFINITY)
+history.exclude(1, 2)
+history.close()
+history = History(sys.argv[1])
+found = history.gather(np.arange(6))
+assert found["y"].tolist() == list(range(6)) and [found["t"].row(row) for row in range(6)] == list("012345")
+assert history.excluded_ranges == ((1, 2),)
 """
 
 
-def test_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
+def run(code: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    run(FULL_DISK, str(tmp_path))
+
+
+SECOND_WRITER = """
+import sys
+from evergrad.errors import HistoryLocked
+from evergrad.history import History
+try:
+    History(sys.argv[1])
+except HistoryLocked as error:
+    print(error.process)
+"""
+
+
+def test_second_writer_is_refused_in_any_process_and_leaves_the_first_alone(tmp_path: Path) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 2))
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_WRITER, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == os.getpid()
+    with pytest.raises(HistoryLocked, match=f"process {os.getpid()}"):
+        History(tmp_path)
+    assert history.append(examples(2, 2)) == range(2, 4)
+    history.close()
+    assert holds_and_goes_on(tmp_path, 4)
+
+
+def test_two_that_begin_one_history_are_told_apart_by_the_lock(tmp_path: Path) -> None:
+    one, other = History(tmp_path), History(tmp_path)
+    one.append(examples(0, 2))
+    with pytest.raises(HistoryLocked):
+        other.append(examples(0, 2))
+    one.close()
+    assert other.append(examples(2, 2)) == range(2, 4), "it goes on with what was begun"
+    assert holds(other, 4)

@@ -24,7 +24,7 @@ A batch is in when its commit record is whole, and then all of it is. What the d
 A failed write (a full disk) leaves the same as 2 or 3, and the history goes on where it was. Appending does not wait
 for the disk; `sync` does. After a loss of power the writer compares the batches after the last `sync` with their
 checksums and drops those from the first damaged one on: ids that they had may be given anew. Readers that open such a
-history before its writer may see them.
+history before its writer may see them, until they open it anew.
 
 A reader that has mapped a segment keeps it when retention removes that; one that has not gets `NotInHistory`. Files cut
 short by somebody else under a reader or writer end its process (SIGBUS), as with any memory map.

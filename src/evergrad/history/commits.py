@@ -69,7 +69,7 @@ class Commits:
         count = os.fstat(self._fd()).st_size // _RECORD.size
         while count > self.count and self.find(count - 1) is None:
             count -= 1
-        self.count = max(count, self.count)
+        self.count = count
 
     def append(self, commit: Commit) -> None:
         """Adds a record after the last; an OSError leaves all as it was."""

@@ -53,8 +53,8 @@ class History:
     no id is used twice. One History at a time may write to a folder, in any process; any number may read it meanwhile.
     Any thread may use it.
 
-    Limits are applied with each batch, to whole segments, which hold an eighth of a limit or less (and 64 MiB of each
-    column, so without a limit nothing is removed): what is within any limit given is kept, and an eighth more at most.
+    Limits are applied with each batch, to whole segments: one goes when all its examples are beyond any of the limits.
+    As a segment holds an eighth of a limit at most, so much more than the limit may be there. The newest always stays.
 
     Args:
         path: the folder.

@@ -50,6 +50,11 @@ class SegmentFile:
         self._windows: dict[int, npt.NDArray[Any]] = {}
         self._low = 0
 
+    @property
+    def mapped(self) -> int:
+        """How many segments it has in memory."""
+        return len(self._maps)
+
     def rows(
         self, segments: Segments, which: npt.NDArray[np.int64], within: npt.NDArray[np.int64], stride: int, width: int
     ) -> npt.NDArray[np.void]:
