@@ -114,7 +114,7 @@ class Gate:
     alpha: float = 1e-6
     patience: int = 1000
     reference: int = 1000
-    tolerance: float = 3.0
+    tolerance: float = 2.0
     largest_move: float = 10.0
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 

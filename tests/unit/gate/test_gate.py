@@ -251,11 +251,11 @@ def test_unknown_candidate_is_rolled_back_or_released_at_last() -> None:
         assert stream.give(10 + stream.losses(1.0)).verdict == "publish"
 
 
-def test_mean_losses_alone_are_enough_in_five_batches() -> None:
+def test_mean_losses_alone_are_enough_in_four_batches() -> None:
     stream = Stream(settings_of(patience=4000))
     for _ in range(500):
         assert stream.give([stream.losses(1.0).mean()]).verdict == "publish"
-    stream.until_held(batches=5)
+    stream.until_held(batches=4)
     for _ in range(50):
         stream.give([10.0], [2.0])
     while stream.gate.held:
