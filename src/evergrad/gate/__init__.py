@@ -101,7 +101,7 @@ class Gate:
     while the reference is renewed, passes. Until `reference` / 2 losses are known only those that are no numbers hold.
 
     Where only a batch's mean loss is known, give that, as an array of one. Evidence then counts batches, not examples:
-    an alarm takes 5 of them at least, and the end of a hold some hundred.
+    an alarm takes about 5 of them, and the end of a hold some hundred.
 
     Args:
         alpha: the rate of false alarms, per example.
