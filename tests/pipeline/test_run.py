@@ -114,7 +114,7 @@ def test_bad_predictions_hold_updates_and_the_next_good_one_carries_them(tmp_pat
         held.append(progress.held)
         versions.append(progress.updates)
 
-    found = run(tmp_path, stream=stream(), gate=evergrad.Gate(), observe=observe)
+    found = run(tmp_path, stream=stream(), gate=evergrad.Gate(alpha=1e-3, patience=64), observe=observe)
     assert not any(held[:600])
     assert sum(held[600:608]) >= 6
     assert not held[-1]

@@ -103,7 +103,7 @@ class Deployment:
     def __post_init__(self) -> None:
         self.served, self.saved = self.candidate, self.candidate
         self._rng = np.random.default_rng(self.seed)
-        self._excluded = np.zeros(1 << 17, dtype=bool)
+        self.excluded = np.zeros(1 << 17, dtype=bool)
         self._x, self._y = np.zeros((1 << 17, INPUTS)), np.zeros(1 << 17, dtype=np.int64)
 
     def take(self, x: Floats, y: Labels) -> None:
@@ -129,14 +129,14 @@ class Deployment:
                 self.served, self.saved = self.candidate.copy(), self.candidate.copy()
             return
         if decision.suspect:
-            self._excluded[decision.suspect[0] : decision.suspect[1] + 1] = True
+            self.excluded[decision.suspect[0] : decision.suspect[1] + 1] = True
         if decision.verdict == "rollback":
             self.candidate = self.saved
         self.served = self.candidate
 
     def _old(self, first: int) -> npt.NDArray[np.int64]:
         oldest = 0 if self.window is None else max(0, first - self.window)
-        allowed = np.flatnonzero(~self._excluded[oldest:first]) + oldest
+        allowed = np.flatnonzero(~self.excluded[oldest:first]) + oldest
         return self._rng.choice(allowed, size=min(120, len(allowed)), replace=False)
 
 

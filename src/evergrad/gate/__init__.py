@@ -101,7 +101,7 @@ class Gate:
     while the reference is renewed, passes. Until `reference` / 2 losses are known only those that are no numbers hold.
 
     Where only a batch's mean loss is known, give that, as an array of one. Evidence then counts batches, not examples:
-    an alarm takes 5 of them at least, and the end of a hold some hundred.
+    an alarm takes about 5 of them, and the end of a hold some hundred.
 
     Args:
         alpha: the rate of false alarms, per example.
@@ -114,7 +114,7 @@ class Gate:
     alpha: float = 1e-6
     patience: int = 1000
     reference: int = 1000
-    tolerance: float = 3.0
+    tolerance: float = 2.0
     largest_move: float = 10.0
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 

@@ -31,7 +31,6 @@ MARGIN = 0.05
 """A candidate is as good while fewer than this more of its losses are beyond the usual 90, 80 and 50% (their mean)."""
 LONGEST = 4
 """A hold without recovery ends after so many times the patience."""
-_CALM = math.log(10)
 
 
 @dataclass(kw_only=True)

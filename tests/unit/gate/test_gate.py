@@ -150,7 +150,6 @@ def test_labels_that_changed_for_good_are_released_when_patience_is_over() -> No
     assert (found.verdict, found.suspect) == ("release", None)
     assert 600 <= found.held < 600 + BATCH
     assert stream.alerts == ["hold", "release"]
-    stream.usual(100)
     stream.until_held()
 
 
@@ -195,15 +194,39 @@ def test_second_burst_while_comparing_goes_on_with_the_hold() -> None:
 
 
 def test_first_batch_of_a_second_burst_releases_nothing() -> None:
-    """The candidate knows the bad labels by then, and looks better than ever."""
+    """It is too weak to be an alarm alone, and the candidate, which knows the bad labels by then, shines on it."""
     stream = Stream(settings_of(patience=4000)).usual()
     stream.until_held()
     stream.held(served=10.0, candidate=1.0, batches=30)
     while stream.alerts == ["hold"]:
         stream.held(served=1.0, candidate=1.0, batches=1)
-    for _ in range(10):
-        found = stream.held(served=10.0, candidate=1.0, batches=1)
-        assert found.verdict == "hold"
+    assert stream.held(served=1.0, candidate=1.0, batches=14).verdict == "hold"
+    assert not stream.give(np.full(BATCH, 2.6), np.full(BATCH, 0.1)).alert
+    assert stream.give(np.full(BATCH, 2.6), np.full(BATCH, 0.1)).alert
+    assert stream.alerts == ["hold", "hold", "hold"]
+
+
+def test_labels_of_which_half_are_wrong_are_not_taken_for_the_end_of_a_burst() -> None:
+    stream = Stream(settings_of()).usual()
+    stream.until_held()
+    for i in range(70):
+        losses = stream.losses(1.0)
+        losses[::2] += 10
+        found = stream.give(losses, losses)
+        assert not found.alert, i
+
+
+def test_suspicious_losses_do_not_become_usual() -> None:
+    stream = Stream(settings_of())
+    for _ in range(500):
+        stream.give([stream.losses(1.0).mean()])
+    for _ in range(5):
+        found = stream.give([10.0])
+    assert found.verdict == "hold"
+    assert found.suspect == (4000, 4039)
+    state = stream.gate.state_dict()
+    assert max(state["reference"]["losses"]) < 10
+    assert state["hold"]["bad_share"] == 5 / 9, "five of five, counted low"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
