@@ -216,7 +216,9 @@ def make_device_mover(
     if not any(pair.master.numel() for pair in found):
         return reference
     if not runs_on(flat.device):
-        logger.warning("Triton or numba is not there for %s: torch selects, which is slower", flat.device)
+        logger.warning(
+            "Triton (3.3 or later) or numba is not there for %s: torch selects, which is slower", flat.device
+        )
         return reference
     return DeviceMover(found, state, flat, check_finite, reference, values)
 
@@ -225,6 +227,6 @@ def runs_on(device: torch.device) -> bool:
     """Whether this process has what `DeviceMover` needs for tensors on a device."""
     if not (TRITON and COMPILED):
         return False
-    from evergrad.pytorch.triton_kernels import INTERPRETED
+    from evergrad.pytorch import triton_kernels
 
-    return device.type == ("cpu" if INTERPRETED else "cuda")
+    return triton_kernels.SUPPORTED and device.type == ("cpu" if triton_kernels.INTERPRETED else "cuda")

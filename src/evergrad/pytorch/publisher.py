@@ -32,7 +32,8 @@ from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
 from evergrad.pytorch.bridge import schema_of
 from evergrad.pytorch.cast import CastMover
-from evergrad.pytorch.mover import Mover, ValuesAs, make_mover, written
+from evergrad.pytorch.cuda import make_device_mover
+from evergrad.pytorch.mover import Moved, Mover, ValuesAs, make_mover, written
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
 from evergrad.pytorch.weights import Weights, require_finite
@@ -83,7 +84,8 @@ class Publisher:
     published at once, as one update of absolute values.
 
     Args:
-        model: on the CPU. With `forward="deployed"` its parameters show the deployed weights between steps.
+        model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
+            steps.
         optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
             (EMA); they are then followed (`forward="master"`), and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
@@ -158,7 +160,7 @@ class Publisher:
         self._at_publish = optimizer is None or values == "bf16"
         self._state, head, snapshot_bytes = begin(self._log, model, run, factory, self._cast)
         self._pending = self._nothing()
-        self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
+        self._weights = self._make_weights(forward)
         self._mover = self._make_mover(selector or GlobalTopK(), values)
         self._sent: deque[tuple[int, int]] = deque()
         self._due, self._on_published = 0, on_published
@@ -168,17 +170,24 @@ class Publisher:
             snapshot_every_bytes=nbytes if snapshot_every_bytes is None else snapshot_every_bytes,
             keep_versions=keep_versions,
         )
+        note, check = self._note, self._weights.check_copy
         self._writer = Writer(
-            self._log, self._state, head, run, keeping, background=background, on_published=self._note
+            self._log, self._state, head, run, keeping, background=background, on_published=note, check=check
         )
         self._writer.written.snapshot_bytes = snapshot_bytes
         self._attach()
+
+    def _make_weights(self, forward: Forward) -> Weights:
+        return Weights(self._model, self._state, closed_loop=forward == "deployed")
 
     def _make_mover(self, selector: Selector, values: ValuesAs) -> Mover:
         weights = self._weights
         if values == "bf16":
             return CastMover(weights.floating, weights.deployed, self._state, lambda: self._steps)
         check = lambda: weights.check_finite(self._steps)  # noqa: E731
+        if weights.mirror is not None:
+            flat = weights.mirror.flat.get("F32")
+            return make_device_mover(weights.pairs, self._state, flat, check, selector, values)
         return make_mover(weights.pairs, self._state, check, selector, values, self._model)
 
     def _nothing(self) -> Pending:
@@ -263,7 +272,7 @@ class Publisher:
         self._due = self._amount.due(self._clock())
         moved, count = self._mover.move(self._due) if self._due else None, 0
         if moved is not None:
-            self._pending.add(moved.sections, moved.change)
+            self._take(moved)
             count = sum(len(section.indices) for section in moved.sections)
             self._pending.moved += count
         self._amount.moved(count, self._weights.distance() if self._amount.needs_distance else None)
@@ -277,7 +286,11 @@ class Publisher:
     def _take_in(self, sections: Sequence[Section]) -> None:
         moved = written(self._state, sections)
         if moved is not None:
-            self._pending.add(moved.sections, moved.change)
+            self._take(moved)
+
+    def _take(self, moved: Moved) -> None:
+        self._weights.follow(moved.change)
+        self._pending.add(moved.sections, moved.change)
 
     def state_dict(self) -> dict[str, Any]:
         """Both copies of the weights and the number of steps, for a checkpoint beside the model's and the optimizer's.

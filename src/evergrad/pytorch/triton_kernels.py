@@ -10,7 +10,8 @@ times more. Places come from sums over units, not from the order in which progra
 same. Only finite numbers are in order as bits; `count` says where there is another.
 
 Tested against the torch reference in Triton's interpreter (`TRITON_INTERPRET=1`, set before this is imported), and
-compiled for compute capability 9.0. Not run on a GPU yet, and nothing is measured: no speed is claimed.
+compiled by Triton 3.3 and 3.7 for compute capabilities 7.5 and 9.0. Not run on a GPU yet, and nothing is measured: no
+speed is claimed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ _COLUMNS = tl.constexpr(6)
 _INFINITY = tl.constexpr(0x7F800000)
 _DIGITS = ((20, 11), (10, 10), (0, 10))
 BINS = 1 << max(bits for _, bits in _DIGITS)
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Whether kernels run in the interpreter, on tensors of the CPU."""
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -116,6 +115,12 @@ def _emit(units, deployed, aim, counts, sums, places_out, masters_out, room, SIZ
         kept = chosen & (slots < room)
         tl.store(places_out + slots, places, mask=kept)
         tl.store(masters_out + slots, ours, mask=kept)
+
+
+INTERPRETED = not isinstance(_emit, triton.JITFunction)
+"""Whether kernels run in the interpreter, on tensors of the CPU."""
+SUPPORTED = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
+"""Whether this Triton is one that they were compiled with."""
 
 
 def units_of(pair: Pair, master: torch.Tensor, first: int) -> npt.NDArray[np.int64]:
