@@ -54,7 +54,8 @@ class PublisherStats:
     Attributes:
         full_push_bytes: what one dense push of the model would cost.
         select_s, encode_s, append_s: seconds in all that went into choosing and moving elements, coding updates, and
-            writing them and their folds to the log; the last two beside training where the publisher has a thread.
+            writing them and their folds to the log; the last two beside training where the publisher has a thread. On
+            a GPU `select_s` holds the wait for the step itself.
         waiting: published runs that are not in the log yet.
         unavailable: why the log cannot be written to at present; None: it can.
     """
