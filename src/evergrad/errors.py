@@ -22,7 +22,8 @@ EvergradError
 │   ├── NonFiniteLoss            the loss is NaN or infinite
 │   ├── NonFiniteWeights         a weight became NaN or infinite
 │   ├── OptimizerAttached        the optimizer already feeds a publisher
-│   └── WeightsChanged           deployed weights were written behind the publisher's back
+│   ├── WeightsChanged           deployed weights were written behind the publisher's back
+│   └── CheckpointDamaged        there are checkpoints, and none can be read
 ├── HistoryError
 │   ├── HistoryMismatch          a batch does not fit the history's columns
 │   └── HistoryDamaged           the files hold less than the commit record says
@@ -273,6 +274,20 @@ class WeightsChanged(TrainingError):
         return (
             f"{self.tensor!r} was changed in place outside optimizer.step(), where the deployed weights lie; "
             "open a new Publisher, and make such changes inside `with publisher.master():`"
+        )
+
+
+class CheckpointDamaged(TrainingError):
+    """There are checkpoints, and none can be read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"no checkpoint in {self.path} can be read: {self.reason}; restore one from a copy, or remove the folder "
+            "to begin with the log's newest weights and a new optimizer"
         )
 
 

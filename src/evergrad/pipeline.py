@@ -22,7 +22,8 @@ from evergrad.gate import Gate
 from evergrad.history import History
 from evergrad.metrics import Running, Score, absolute_error, accuracy
 from evergrad.pytorch.bridge import load_weights
-from evergrad.pytorch.publisher import Forward, Publisher, PublisherStats
+from evergrad.pytorch.publisher import Publisher, PublisherStats
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.trainer import Loss, Step, Trainer
 from evergrad.records import RecordWriter
 from evergrad.replica import Replica

@@ -10,12 +10,12 @@ from pathlib import Path
 
 FLOORS = [
     {"errors"},
-    {"schema", "trigger", "metrics", "records", "config"},
+    {"schema", "trigger", "metrics", "records", "config", "stateful"},
     {"update", "history"},
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"adapters", "pytorch", "serve", "maintain"},
+    {"adapters", "pytorch", "serve", "maintain", "lineage"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},

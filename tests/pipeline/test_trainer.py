@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from evergrad import Batch, EveryN, EverySeconds, History, Publisher, Replica, Trainer, Uniform
+from evergrad import Batch, EveryN, EverySeconds, History, Publisher, Replica, Trainer, Uniform, lineage
 from evergrad.errors import ConfigError, HistoryMismatch, NonFiniteLoss
 from tests.pipeline.tasks import make_examples, seeded_model
 
@@ -129,6 +129,8 @@ def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> 
     assert step.published.elements > 2 * 10
     replica = Replica(f"file:{tmp_path / 'log'}")
     assert (replica.sync(), replica.digest) == (1, publisher.digest)
+    trainer.learn(batch(8, seed=3))
+    assert [lineage.blame(publisher.log, version).examples for version in (1, 2)] == [range(16), range(16, 24)]
 
 
 def test_a_batch_size_below_one_is_refused(tmp_path: Path) -> None:

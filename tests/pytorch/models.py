@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from evergrad import Replica
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.update import digest
 
 INPUT_SHAPE = (3, 4, 4)

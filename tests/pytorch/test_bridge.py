@@ -11,7 +11,7 @@ import evergrad
 from evergrad.errors import LogNotFound, NotSynced, SchemaMismatch
 from evergrad.pytorch.bridge import ReplicaModule, as_numpy, as_tensor, load_weights, schema_of, state_of, state_views
 from evergrad.pytorch.publisher import Publisher
-from evergrad.schema import STORAGE
+from evergrad.schema import STORAGE, Schema
 from tests.pytorch.models import (
     MODELS,
     Everything,
@@ -79,9 +79,10 @@ def test_tied_parameters_and_tied_buffers_appear_once() -> None:
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0, 3)])
 def test_each_dtype_goes_there_and_back(dtype: str, shape: tuple[int, ...]) -> None:
     tensor = torch.arange(max(1, int(np.prod(shape))))[: int(np.prod(shape))].reshape(shape).to(DTYPES[dtype])
+    (spec,) = Schema([("t", dtype, shape)]).tensors
     array = as_numpy(tensor)
     assert array.dtype == STORAGE[dtype]
-    back = as_tensor(array.reshape(-1), dtype).view(shape)
+    back = as_tensor(array.reshape(-1), spec)
     assert back.dtype == tensor.dtype
     assert back.shape == tensor.shape
     assert bits(back) == bits(tensor)

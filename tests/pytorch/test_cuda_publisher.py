@@ -158,6 +158,23 @@ def test_a_log_and_a_checkpoint_are_continued(forward: Forward, url: str) -> Non
         }
 
 
+def test_it_resumes_bit_for_bit(url: str) -> None:
+    model = linear().to(DEVICE)
+    optimizer = sgd(model)
+    publisher = Apart(model, optimizer, url, density=0.05, clock=lambda: 5.0)
+    for _ in publish_each(publisher, model, optimizer, 2):
+        pass
+    saved = copy.deepcopy(publisher.state_dict())
+    expected = [publisher.digest for _ in publish_each(publisher, model, optimizer, 3)]
+    publisher.detach()
+    again = linear().to(DEVICE)
+    other = sgd(again)
+    with Apart(again, other, url, density=0.05, clock=lambda: 5.0, resume=saved) as resumed:
+        resumed._weights.check_copy()
+        assert [resumed.digest for _ in publish_each(resumed, again, other, 3)] == expected
+        assert_all_equal(resumed, evergrad.Replica(url))
+
+
 def test_gradients_are_taken_at_the_deployed_weights_on_the_device(url: str) -> None:
     model = channels_last().to(DEVICE)
     optimizer = sgd(model)
@@ -218,7 +235,7 @@ def test_a_write_that_no_counter_saw_is_found_before_a_snapshot(url: str) -> Non
                 publisher.publish()
             break
         publisher.publish()
-        model[1].bias.data.mul_(2)
+        model[1].weight.data.mul_(2)
     assert publisher.log.snapshots() == [0]
 
 

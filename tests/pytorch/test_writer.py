@@ -13,7 +13,8 @@ import evergrad
 from evergrad.errors import LogUnavailable, WriterConflict
 from evergrad.log.layout import UpdateLog
 from evergrad.pytorch import pending, writer
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.writer import MOST_WAITING, Published
 from evergrad.testing import FaultyStore
 from tests.pytorch.models import FORWARDS, MODELS, assert_equal, batch_norm, linear, sgd, state_bits, train

@@ -13,7 +13,7 @@ from torch import nn
 
 from evergrad.errors import SchemaMismatch
 from evergrad.replica import Replica
-from evergrad.schema import Schema
+from evergrad.schema import Schema, TensorSpec
 from evergrad.update import State
 
 _NAMES: dict[torch.dtype, str] = {
@@ -89,6 +89,13 @@ def _deployed_as(found: ModuleTensor, cast: torch.dtype | None) -> torch.dtype:
     return cast if cast is not None and found.tensor.dtype == torch.float32 else found.tensor.dtype
 
 
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The safetensors name of a tensor's dtype. Raises SchemaMismatch where there is none."""
+    if tensor.dtype not in _NAMES:
+        raise SchemaMismatch("a tensor", f"one of {', '.join(_TYPES)}", str(tensor.dtype))
+    return _NAMES[tensor.dtype]
+
+
 def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """The tensor's elements in storage types (BF16 and BOOL as their bits); shares memory where it is on the CPU."""
     tensor = tensor.detach().cpu()
@@ -100,15 +107,20 @@ def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return array
 
 
-def as_tensor(array: npt.NDArray[Any], dtype: str) -> torch.Tensor:
-    """The inverse of `as_numpy`; shares the array's memory."""
+def as_tensor(array: npt.NDArray[Any], spec: TensorSpec) -> torch.Tensor:
+    """The inverse of `as_numpy`, in the shape of `spec`; shares the array's memory."""
+    return as_flat(array, spec.dtype).view(spec.shape)
+
+
+def as_flat(array: npt.NDArray[Any], dtype: str) -> torch.Tensor:
+    """As `as_tensor`, in the array's own shape."""
     return torch.from_numpy(array).view(_TYPES[dtype])
 
 
 def state_views(state: State) -> dict[str, torch.Tensor]:
     """Writable tensors over a state's own memory, by name, aliases not included."""
     groups = zip(state.schema.groups, state.arrays, strict=True)
-    return views_of(state.schema, {group.dtype: as_tensor(array, group.dtype) for group, array in groups})
+    return views_of(state.schema, {group.dtype: as_flat(array, group.dtype) for group, array in groups})
 
 
 def views_of(schema: Schema, flat: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from evergrad.errors import WeightsChanged
-from evergrad.pytorch.bridge import as_numpy, as_tensor, views_of
+from evergrad.pytorch.bridge import as_flat, as_numpy, views_of
 from evergrad.update import Change, State
 
 
@@ -34,8 +34,7 @@ class Mirror:
         self._state, self._device = state, device
         self._numbers = {number: g.dtype for number, g in enumerate(state.schema.groups) if g.dtype in dtypes}
         self.flat = {
-            dtype: as_tensor(state.arrays[number], dtype).to(device, copy=True)
-            for number, dtype in self._numbers.items()
+            dtype: as_flat(state.arrays[number], dtype).to(device, copy=True) for number, dtype in self._numbers.items()
         }
         self.views = views_of(state.schema, self.flat)
 
@@ -45,7 +44,7 @@ class Mirror:
             dtype = self._numbers.get(part.group)
             if dtype is not None and len(part.positions):
                 positions = self._sent(torch.from_numpy(part.positions.astype(np.int64, copy=False)))
-                self.flat[dtype].index_copy_(0, positions, self._sent(as_tensor(part.new, dtype)))
+                self.flat[dtype].index_copy_(0, positions, self._sent(as_flat(part.new, dtype)))
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor

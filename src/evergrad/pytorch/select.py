@@ -99,6 +99,14 @@ class RandomK:
         moved: Indices = indices[moves_of(pairs, indices) != 0]
         return moved
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of its generator."""
+        return {"random": self._random.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Draws on from there."""
+        self._random.bit_generator.state = state["random"]
+
 
 class Threshold:
     """All elements whose |master - deployed| is above a fixed bound, however many these are.

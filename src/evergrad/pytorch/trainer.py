@@ -116,7 +116,8 @@ class Trainer:
         x, y = batch_tensors(self._history.gather(np.concatenate((new, old))))
         loss = self._step(x, y)
         self._learned = last
-        published = self._publisher.publish(batch.arrived_s) if self._publisher and publish else None
+        told = (first, last)
+        published = self._publisher.publish(batch.arrived_s, told, hold=not publish) if self._publisher else None
         return Step(number=self.steps, loss=loss, new=len(new), old=len(old), published=published)
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> float:

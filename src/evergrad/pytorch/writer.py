@@ -13,8 +13,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from evergrad.codec import encode
 from evergrad.codec.rice import WriteRice, write_rice
@@ -71,7 +72,13 @@ class Head:
     bytes_since_snapshot: int = 0
 
     def next_update(
-        self, run: int, schema: Schema, before: int, after: int, sections: tuple[Section, ...] = ()
+        self,
+        run: int,
+        schema: Schema,
+        before: int,
+        after: int,
+        sections: tuple[Section, ...] = (),
+        examples: range | None = None,
     ) -> Update:
         """The update that leads one version further, from the digest `before` to `after`."""
         return Update(
@@ -83,6 +90,7 @@ class Head:
             digest_after=after,
             newest_us=self.newest_us,
             sections=sections,
+            examples=examples,
         )
 
 
@@ -133,6 +141,17 @@ class Writer:
         """How many runs are not in the log yet."""
         with self._changed:
             return len(self._waiting) + (self._busy or self._unsent is not None)
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the log ends, for a checkpoint; None where a thread, or a failure of the log, leaves that open."""
+        if self._thread is not None or self.waiting:
+            return None
+        told = {"id": self._log.id, "run": self._run, "head": asdict(self.head), "written": asdict(self.written)}
+        return {**told, "lost_at": self._lost_at}
+
+    def go_on_from(self, at: Mapping[str, Any]) -> None:
+        """Takes over what `position` gave."""
+        self.head, self.written, self._lost_at = Head(**at["head"]), Written(**at["written"]), at["lost_at"]
 
     # -- the caller's side ------------------------------------------------------------------------------------------
 
@@ -285,7 +304,8 @@ class Writer:
         # An update that fits no state sends every reader to the snapshot of the same version.
         before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
         self.head.newest_us = max(self.head.newest_us, run.newest_us)
-        update = self.head.next_update(self._run, self._state.schema, before, run.digest_after, sections)
+        schema, after = self._state.schema, run.digest_after
+        update = self.head.next_update(self._run, schema, before, after, sections, run.examples)
         self._unsent = update, encode(update, self._rice), run.moved
         self._lost_at = update.version if run.lost else self._lost_at
         self.written.encode_s += time.perf_counter() - begun
@@ -334,7 +354,7 @@ class Writer:
         head.snapshot, head.bytes_since_snapshot = head.version, 0
         if self._keeping.keep_versions is not None:
             try:
-                self._log.prune(self._keeping.keep_versions)
+                self._log.prune(self._keeping.keep_versions, head.version)
             except LogUnavailable as error:  # what is left is deleted after the next snapshot
                 logger.warning("old versions were not all deleted: %s", error)
 
