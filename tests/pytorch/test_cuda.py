@@ -85,6 +85,19 @@ def test_all_above_a_threshold_are_counted_and_those_that_have_room_are_given() 
 
 
 @kernels
+def test_nothing_is_written_behind_the_room() -> None:
+    from evergrad.pytorch.triton_kernels import collect
+
+    scan = scan_of(torch.ones(50), [(50,)], "plain")
+    aim = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    places, masters = torch.full((10,), -1, device=DEVICE), torch.full((10,), -1.0, device=DEVICE)
+    collect(scan._units, scan._deployed, aim, places[:5], masters[:5])
+    assert aim.tolist() == [0, 0, 0, 50]
+    assert places.tolist() == [0, 1, 2, 3, 4, -1, -1, -1, -1, -1]
+    assert masters.tolist() == [1.0] * 5 + [-1.0] * 5
+
+
+@kernels
 def test_where_nothing_has_moved_nothing_is_found() -> None:
     scan = scan_of(torch.zeros(50), [(50,)], "plain")
     assert scan.largest(5) == scan.above(0.0, 5) == 0
