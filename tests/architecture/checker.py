@@ -30,6 +30,7 @@ CLI = ("cli/",)
 OWNERS = {
     "torch": ("pytorch/", "demo/lenet.py"),
     "numba": ("pytorch/kernels.py",),
+    "triton": ("pytorch/triton_kernels.py",),
     "kserve": SERVE,
     "fastapi": SERVE,
     "starlette": SERVE,

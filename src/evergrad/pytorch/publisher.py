@@ -30,7 +30,8 @@ from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
 from evergrad.pytorch.bridge import schema_of, state_views
 from evergrad.pytorch.cast import CastMover
-from evergrad.pytorch.mover import Mover, ValuesAs, make_mover, written
+from evergrad.pytorch.cuda import make_device_mover
+from evergrad.pytorch.mover import Moved, Mover, ValuesAs, make_mover, written
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
 from evergrad.pytorch.settings import Forward, amount_for, check_bounds, check_optimizer, check_settings, range_of
@@ -52,7 +53,8 @@ class PublisherStats:
     Attributes:
         full_push_bytes: what one dense push of the model would cost.
         select_s, encode_s, append_s: seconds in all that went into choosing and moving elements, coding updates, and
-            writing them and their folds to the log; the last two beside training where the publisher has a thread.
+            writing them and their folds to the log; the last two beside training where the publisher has a thread. On
+            a GPU `select_s` holds the wait for the step itself.
         waiting: published runs that are not in the log yet.
         unavailable: why the log cannot be written to at present; None: it can.
     """
@@ -82,7 +84,8 @@ class Publisher:
     published at once, as one update of absolute values.
 
     Args:
-        model: on the CPU. With `forward="deployed"` its parameters show the deployed weights between steps.
+        model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
+            steps.
         optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
             (EMA); they are then followed (`forward="master"`), and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
@@ -161,7 +164,7 @@ class Publisher:
         begun = begin(self._log, model, factory, self._cast, resume if not background else None)
         self._state = begun.state
         self._pending = self._nothing()
-        self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
+        self._weights = self._make_weights(forward)
         self._selector = selector or GlobalTopK()
         self._mover = self._make_mover(self._selector, values)
         self._sent: deque[tuple[int, int]] = deque()
@@ -173,19 +176,26 @@ class Publisher:
             snapshot_every_bytes=nbytes if snapshot_every_bytes is None else snapshot_every_bytes,
             keep_versions=keep_versions,
         )
+        head, note, check = begun.head, self._note, self._weights.check_copy
         self._writer = Writer(
-            self._log, self._state, begun.head, begun.run, keeping, background=background, on_published=self._note
+            self._log, self._state, head, begun.run, keeping, background=background, on_published=note, check=check
         )
         # Not at exit: what runs there may still close this publisher, which needs the thread.
         weakref.finalize(self, self._writer.end_soon).atexit = False
         self._writer.written.snapshot_bytes = begun.snapshot_bytes
         self._attach(resume, begun.exact)
 
+    def _make_weights(self, forward: Forward) -> Weights:
+        return Weights(self._model, self._state, closed_loop=forward == "deployed")
+
     def _make_mover(self, selector: Selector, values: ValuesAs) -> Mover:
         weights = self._weights
         if values == "bf16":
             return CastMover(weights.floating, weights.deployed, self._state, lambda: self._steps)
         check = lambda: weights.check_finite(self._steps)  # noqa: E731
+        if weights.mirror is not None:
+            flat = weights.mirror.flat.get("F32")
+            return make_device_mover(weights.pairs, self._state, flat, check, selector, values)
         return make_mover(weights.pairs, self._state, check, selector, values, self._model)
 
     def _nothing(self) -> Pending:
@@ -289,7 +299,7 @@ class Publisher:
         moved, count = self._mover.move(self._due) if self._due else None, 0
         self._last = moved.change if moved is not None else None
         if moved is not None:
-            self._pending.add(moved.sections, moved.change)
+            self._take(moved)
             count = sum(len(section.indices) for section in moved.sections)
             self._pending.moved += count
         self._amount.moved(count, self._weights.distance() if self._amount.needs_distance else None)
@@ -303,7 +313,11 @@ class Publisher:
     def _take_in(self, sections: Sequence[Section]) -> None:
         moved = written(self._state, sections)
         if moved is not None:
-            self._pending.add(moved.sections, moved.change)
+            self._take(moved)
+
+    def _take(self, moved: Moved) -> None:
+        self._weights.follow(moved.change)
+        self._pending.add(moved.sections, moved.change)
 
     def state_dict(self) -> dict[str, Any]:
         """Both copies of the weights and all else that it goes on from, for a checkpoint beside the optimizer's.
@@ -348,7 +362,8 @@ class Publisher:
         self._amount.load_state_dict(state["amount"])
         if isinstance(self._selector, Stateful):
             self._selector.load_state_dict(state["selector"])
-        for table, turn in zip(self._mover.tables, state["tables"], strict=True):
+        # Not strict: on a GPU, and where nothing is compiled, no table is watched.
+        for table, turn in zip(self._mover.tables, state["tables"], strict=False):
             table.turn = turn
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:

@@ -105,6 +105,7 @@ class Writer:
         background: a thread writes updates.
         on_published: a method that is called with each update that is in the log, and how many moves it carries
             (`Pending.moved`), on the thread that wrote it, as long as its object is there: no thread keeps that.
+        check: called before each snapshot; raises where what the caller shows as deployed is not the state.
     """
 
     def __init__(
@@ -117,9 +118,10 @@ class Writer:
         *,
         background: bool,
         on_published: Callable[[Published, int], None],
+        check: Callable[[], None],
     ) -> None:
         self._log, self._state, self.head, self._run, self._keeping = log, state, head, run, keeping
-        self._on_published = weakref.WeakMethod(on_published)
+        self._on_published, self._check = weakref.WeakMethod(on_published), check
         self.written = Written()
         self._rice = fastest_rice()
         self.failure: Exception | None = None
@@ -347,11 +349,12 @@ class Writer:
         """Writes the state, which is that of the head, and deletes what nobody needs any more.
 
         Raises:
-            WeightsChanged: the state is not what it should be. LogUnavailable: the store failed.
+            WeightsChanged: the state, or a copy of it, is not what it should be. LogUnavailable: the store failed.
         """
         # The one place that reads every element: writes that no version counter saw (`p.data.mul_`) are found here.
         if digest(self._state.schema, self._state.arrays) != self._state.digest:
             raise WeightsChanged("a parameter")
+        self._check()
         head = self.head
         snapshot = Snapshot(version=head.version, run=self._run, newest_us=head.newest_us, state=self._state)
         self.written.snapshot_bytes += self._log.write_snapshot(snapshot)
