@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import evergrad
 from evergrad.config import build_one_of
-from evergrad.pipeline import _SAMPLERS, _TRIGGERS
+from evergrad.pipeline.settings import _SAMPLERS, _TRIGGERS
 from evergrad.sampling import Sampler
 from evergrad.trigger import Trigger
 from tests.pipeline.tasks import pairs, seeded_model

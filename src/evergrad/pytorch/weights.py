@@ -129,7 +129,7 @@ class Weights:
         """
         buffers, deployed = self.buffers.live(), self.deployed if other is None else other
         live = [(found.tensor, found.tensor.data) for found in buffers]
-        shown = {name: deployed[name].to(master.dtype) for name, master in self.master.items()}
+        shown = {name: deployed[name].to(master.device, master.dtype) for name, master in self.master.items()}
         same = all(shown[name] is self.deployed[name] for name in shown)
         with self._showing(self.deployed if same else shown) as model:
             # Copies, for a forward pass in training mode writes to them.
