@@ -14,11 +14,15 @@ from evergrad.errors import ConfigError
 from evergrad.history import History
 from evergrad.pytorch.bridge import batch_tensors
 from evergrad.sampling import Sampler
+from evergrad.stateful import Stateful, load_all
 
 Ids = npt.NDArray[np.int64]
 Columns = dict[str, Any]
 Transform = Callable[[Columns], Mapping[str, Any]]
-"""Makes the columns x and y of a batch from those of the history: augmentation, or features computed anew."""
+"""Makes the columns x and y of a batch from those of the history: augmentation, or features computed anew.
+
+What it remembers, such as a random generator of its own, is kept in checkpoints where it is `Stateful`.
+"""
 _TRIES = 4
 
 
@@ -32,7 +36,8 @@ class Mixer:
         join_new: False: new examples take their chance among all others.
         transform_new, transform_old: applied to the gathered columns of new and of old examples; None: as they are.
         prefetch: the old examples of the next batch are drawn with this one (from all but those that will be new), and
-            gathered and transformed on a thread meanwhile.
+            gathered and transformed on a thread meanwhile. A `transform_old` that draws from the same generators as the
+            model (torch's or numpy's global one) makes runs that cannot be repeated.
     """
 
     def __init__(
@@ -120,19 +125,29 @@ class Mixer:
             self._ahead = ids, self._thread.submit(self._columns, ids[:0], ids)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's state, what was drawn ahead, and what is excluded.
+        """The sampler's state and the transforms', what was fetched ahead, and what is excluded.
 
         While batches are learned from again, those count that were excluded then.
         """
-        ahead = None if self._ahead is None else self._ahead[0]
-        return {"sampler": self.sampler.state_dict(), "ahead": ahead, "excluded": self._excluded}
+        ahead = None if self._ahead is None else (self._ahead[0], self._ahead[1].result())
+        transforms = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {
+            "sampler": self.sampler.state_dict(), "transforms": transforms, "ahead": ahead, "excluded": self._excluded,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Draws on from there."""
         self.sampler.load_state_dict(state["sampler"])
+        load_all(self._stateful(), state["transforms"])
         self._excluded, self._ahead = tuple(tuple(span) for span in state["excluded"]), None
         if state["ahead"] is not None:
-            self._fetch(state["ahead"])
+            fetched: Future[Columns] = Future()
+            fetched.set_result(state["ahead"][1])
+            self._ahead = state["ahead"][0], fetched
+
+    def _stateful(self) -> dict[str, Stateful]:
+        named: dict[str, object] = {"new": self._transform_new, "old": self._transform_old}
+        return {name: each for name, each in named.items() if isinstance(each, Stateful)}
 
     def close(self) -> None:
         """Ends the thread."""

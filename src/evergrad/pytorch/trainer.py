@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evergrad.errors import ConfigError, HistoryDamaged, NonFiniteLoss, NotInHistory
+from evergrad.errors import ConfigError, HistoryDamaged, LossRefused, NonFiniteLoss, NotInHistory
 from evergrad.history import History
 from evergrad.pytorch.checkpoint import Checkpoints
 from evergrad.pytorch.learner import Learned, Learner, Loss, StepFunction
@@ -67,8 +67,6 @@ class Trainer:
         steps_per_trigger: so many steps at once, each with the new examples and old ones of its own.
         autocast, scaler, clip_norm, scheduler, step: see `Learner`.
         join_new, transform_new, transform_old, prefetch: see `Mixer`.
-        store: applied to the columns x and y of new examples before they go into the history: features that are kept
-            (materialised) and not computed anew for each batch.
         checkpoints: where `checkpoint` writes.
     """
 
@@ -93,7 +91,6 @@ class Trainer:
         transform_new: Transform | None = None,
         transform_old: Transform | None = None,
         prefetch: bool = False,
-        store: Transform | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         if steps_per_trigger < 1:
@@ -108,7 +105,7 @@ class Trainer:
             join_new=join_new, transform_new=transform_new, transform_old=transform_old, prefetch=prefetch,
         )  # fmt: skip
         self._history, self._trigger, self._publisher = history, trigger, publisher
-        self._steps_per_trigger, self._store = steps_per_trigger, store
+        self._steps_per_trigger = steps_per_trigger
         self._checkpoints, self._checkpointed = checkpoints, 0
         self._others: dict[str, Stateful] = {}
         self._batches, self._end = history.batches, history.end
@@ -128,6 +125,13 @@ class Trainer:
     def waiting(self) -> range:
         """The ids of the new examples that no step has learned from."""
         return range(self._learned, self._end)
+
+    @property
+    def newest_s(self) -> float:
+        """When the newest example that it has taken in arrived, as the history has it, seconds since 1970; 0: none."""
+        if self._end <= self._history.first:
+            return 0.0
+        return float(self._history.arrived_us(np.array([self._end - 1]))[0]) / 1e6
 
     def predict(self, x: npt.NDArray[Any], weights: Mapping[str, torch.Tensor] | None = None) -> npt.NDArray[Any]:
         """The outputs for a batch of inputs, by the deployed model (by the model itself where there is no publisher).
@@ -154,9 +158,12 @@ class Trainer:
 
         Raises:
             HistoryMismatch: the batch differs from the ones before; nothing was taken in.
-            NonFiniteLoss, NonFiniteWeights: the examples are in the history; no update was published.
+            NonFiniteLoss, NonFiniteWeights, LossRefused: the examples are in the history, and wait for the next step;
+                no update was published. `exclude(waiting.start, waiting.stop)` leaves them out.
             WriterConflict, LogUnavailable: from the publisher; the step was taken, its update waits.
         """
+        if not len(batch):
+            return None
         arrived_s = self._take_in(batch)
         if not self._trigger.inform(News(examples=len(batch), now_s=arrived_s, loss=loss)):
             return None
@@ -165,15 +172,15 @@ class Trainer:
     def step(self, *, publish: Publish = True) -> Step:
         """Takes the training steps of one trigger now, with the new examples that wait, if any."""
         first, last = self._learned, self._end
-        arrived_us = int(self._history.arrived_us(np.array([last - 1]))[0]) if last > self._history.first else 0
+        newest_s = self.newest_s
         for _ in range(self._steps_per_trigger):
             learned, ids = self._step(first, last)
         goes_out = publish if isinstance(publish, bool) else publish()
         self._learned = last
-        self._trigger.taken(arrived_us / 1e6)
+        self._trigger.taken(newest_s)
         published = None
         if self._publisher:
-            published = self._publisher.publish(arrived_us / 1e6, (first, last), hold=not goes_out)
+            published = self._publisher.publish(newest_s, (first, last), hold=not goes_out)
         new = int(np.count_nonzero(ids >= first))
         return Step(number=self.steps, loss=learned.mean, new=new, old=len(ids) - new, published=published)
 
@@ -183,16 +190,15 @@ class Trainer:
             ids = self._history.batch(self._batches)
         else:
             self._mixer.look_for_exclusions()
-            columns = {"x": batch.x, "y": batch.y}
-            ids = self._history.append(dict(self._store(columns)) if self._store else columns, batch.arrived_s)
+            ids = self._history.append({"x": batch.x, "y": batch.y}, batch.arrived_s)
         self._batches, self._end = self._batches + 1, ids.stop
-        return float(self._history.arrived_us(np.array([ids.stop - 1]))[0]) / 1e6
+        return self.newest_s
 
     def _step(self, first: int, last: int) -> tuple[Learned, Ids]:
         x, y, ids = self._mixer.batch(first, last)
         try:
             learned = self.learner.learn(x, y)
-        except NonFiniteLoss:
+        except (NonFiniteLoss, LossRefused):
             if self._publisher:  # the forward pass has put what it saw into BatchNorm's statistics
                 self._publisher.restore_buffers()
             raise
