@@ -320,9 +320,11 @@ class History:
         if writer is None:
             raise HistoryDamaged(str(self.path), f"{NAME} is gone")
         begin = self._commits.last.end
-        writer.append(arrays, count, arrived_us)
-        if count:
-            self._newest_us = arrived_us
+        try:
+            writer.append(arrays, count, arrived_us)
+        finally:  # an interrupt may come after the batch was committed
+            if self._commits.last.end > begin:
+                self._newest_us = arrived_us
         self._held = _Held(writer.segments, begin + count, self._commits.count)
         try:
             self._retain(writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from evergrad.errors import ConfigError, HistoryDamaged, HistoryMismatch, HistoryUnavailable, NotInHistory
 from evergrad.history import History, Ragged
+from evergrad.history.commits import Commit, Commits
 from evergrad.testing import FakeClock
 from tests.builders import begin_history, examples, segments_of, small_history
 
@@ -511,3 +513,50 @@ def test_closed_history_says_so(tmp_path: Path) -> None:
 def test_history_that_nobody_holds_lets_go_of_its_lock(tmp_path: Path) -> None:
     small_history(tmp_path).append(examples(0, 2))
     assert len(History(tmp_path)) == 2
+
+
+def test_sync_waits_for_all_that_was_written_since_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    history = small_history(tmp_path / "history")
+    tmp_path /= "history"
+    synced.clear()
+    history.append(examples(0, 7))
+    assert synced == []
+    history.sync()
+    places = [tmp_path / name for name in segments_of(tmp_path)]
+    files = [each / name for each in places for name in ("arrived.bin", "0.bin", "1.bin")]
+    wanted = {
+        str(each)
+        for each in (tmp_path.parent, tmp_path, tmp_path / "commits", tmp_path / "synced.new", *places, *files)
+    }
+    assert set(synced) == wanted
+    assert synced[-2:] == [str(tmp_path / "synced.new"), str(tmp_path)], "the mark comes last"
+    synced.clear()
+    history.append(examples(7, 1))
+    history.sync()
+    assert str(files[0]) not in synced
+    assert str(files[-1]) in synced
+
+
+def test_interrupt_after_the_commit_leaves_the_batch_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 2), 5.0)
+    append = Commits.append
+
+    def interrupted(commits: Commits, commit: Commit) -> None:
+        append(commits, commit)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Commits, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            history.append(examples(2, 7), 9.0)
+    assert len(history) == 2
+    assert same(rows_of(history, [0, 1]), examples(0, 2))
+    assert history.append(examples(9, 2), 7.0) == range(9, 11)
+    assert same(rows_of(history, list(range(11))), examples(0, 11))
+    assert history.arrived_us(np.arange(11)).tolist() == [5_000_000] * 2 + [9_000_000] * 9
+    assert history.batches == 3
