@@ -250,6 +250,13 @@ def test_unreadable_table_of_columns_is_told(tmp_path: Path, data: bytes) -> Non
     assert caught.value.path == str(tmp_path)
 
 
+def test_history_of_another_format_is_told_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text('{"format": 1, "rows_per_segment": 3, "columns": []}')
+    for read_only in (True, False):
+        with pytest.raises(HistoryDamaged, match="has format 1, this release reads 2"):
+            History(tmp_path, read_only=read_only)
+
+
 def test_table_that_the_unreadable_ones_were_made_from_is_read(tmp_path: Path) -> None:
     (tmp_path / "history.json").write_bytes(table())
     (tmp_path / "commits").touch()
