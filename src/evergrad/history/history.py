@@ -338,6 +338,8 @@ class History:
         )
         for _ in range(count):
             hide_segment(self.path, writer.segments.name(0))
+            for what in ("bytes", "newest"):
+                self._known.pop((what, writer.segments.number), None)
             writer.removed(1)
             self._held = self._held._replace(segments=writer.segments)
         if count:
