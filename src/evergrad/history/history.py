@@ -251,6 +251,9 @@ class History:
     def sync(self) -> None:
         """Waits until everything appended so far is on the disk: from then on a loss of power does not take it.
 
+        What was appended after the last `sync` is read through once when the history is opened to write after the
+        machine was started anew: call it now and then, and before the end.
+
         Raises:
             HistoryUnavailable: the disk refused, or this is closed or read-only.
         """

@@ -15,7 +15,7 @@ import xxhash
 from evergrad.errors import HistoryDamaged
 from evergrad.history.commits import Commit, Commits
 from evergrad.history.handles import Handles, sync_path, write_all
-from evergrad.history.layout import ARRIVED, Arrays, Layout
+from evergrad.history.layout import ARRIVED, NAME, Arrays, Layout
 from evergrad.history.limits import Limits
 from evergrad.history.ragged import Ragged
 from evergrad.history.segments import Segments, find_segments, remove_uncommitted, segment_name
@@ -100,6 +100,7 @@ class Writer:
                     sync_path(file)
                 sync_path(folder)
         self._commits.sync()
+        sync_path(self._folder / NAME)
         sync_path(self._folder)
         sync_path(self._folder.absolute().parent)
         self._unsynced.clear()

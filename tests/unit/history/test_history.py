@@ -535,10 +535,8 @@ def test_sync_waits_for_all_that_was_written_since_the_last_one(
     history.sync()
     places = [tmp_path / name for name in segments_of(tmp_path)]
     files = [each / name for each in places for name in ("arrived.bin", "0.bin", "1.bin")]
-    wanted = {
-        str(each)
-        for each in (tmp_path.parent, tmp_path, tmp_path / "commits", tmp_path / "synced.new", *places, *files)
-    }
+    own = [tmp_path / name for name in ("history.json", "commits", "synced.new")]
+    wanted = {str(each) for each in (tmp_path.parent, tmp_path, *own, *places, *files)}
     assert set(synced) == wanted
     assert synced[-2:] == [str(tmp_path / "synced.new"), str(tmp_path)], "the mark comes last"
     synced.clear()
