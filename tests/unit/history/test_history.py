@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from evergrad.errors import ConfigError, HistoryDamaged, HistoryMismatch, HistoryUnavailable, NotInHistory
-from evergrad.history import History, Ragged
-from evergrad.history.commits import Commit, Commits
+from evergrad.history import History, Ragged, commits
 from evergrad.testing import FakeClock
 from tests.builders import begin_history, examples, segments_of, small_history
 
@@ -446,11 +445,13 @@ def test_age_is_kept_up_to_a_limit_by_arrival(tmp_path: Path) -> None:
 
 def test_limits_given_later_are_applied_with_the_next_batch(tmp_path: Path) -> None:
     with small_history(tmp_path) as history:
-        history.append(examples(0, 30))
-    with History(tmp_path, keep_rows=5) as history:
+        history.append(examples(0, 29))
+    reader = History(tmp_path, read_only=True)
+    with History(tmp_path, keep_rows=24) as history:
         assert history.first == 0
-        history.append(examples(30, 1))
-        assert history.first == 24
+        history.append(examples(29, 1))  # into the newest segment
+        assert history.first == 6
+        assert (reader.refresh(), reader.first) == (30, 6)
 
 
 @pytest.mark.parametrize("limit", [{"keep_rows": 0}, {"keep_bytes": -1}, {"keep_s": 0.0}, {"keep_s": float("nan")}])
@@ -546,17 +547,20 @@ def test_sync_waits_for_all_that_was_written_since_the_last_one(
     assert str(files[-1]) in synced
 
 
-def test_interrupt_after_the_commit_leaves_the_batch_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["commits.Commits.append", "commits.write_all"])
+def test_interrupt_after_the_commit_leaves_the_batch_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     history = small_history(tmp_path)
     history.append(examples(0, 2), 5.0)
-    append = Commits.append
+    done: Any = commits.Commits.append if where.endswith("append") else commits.write_all
 
-    def interrupted(commits: Commits, commit: Commit) -> None:
-        append(commits, commit)
+    def interrupted(*arguments: Any) -> None:
+        done(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Commits, "append", interrupted)
+        patch.setattr(f"evergrad.history.{where}", interrupted)
         with pytest.raises(KeyboardInterrupt):
             history.append(examples(2, 7), 9.0)
     assert len(history) == 2
