@@ -1,6 +1,7 @@
 """What publishing every step costs the training: time per step, beside plain training and beside the paper's way.
 
     python -m benchmarks.overhead --model lenet5|mobilenetv2|resnet18 --density D [--inline] [--steps N] [--data DIR]
+                                  [--device cuda]
 
 Three copies of one model, each with its own Adam (amsgrad), take the same batches of 128: `plain` trains, `published`
 trains and publishes each step to a local log, `paper` trains on gradients that were made sparse (`benchmarks.paper`)
@@ -20,6 +21,8 @@ never runs beside the others.
 Blocks are whole multiples of the 16 versions of a fold, so that each holds the same number of them; a run with fewer
 steps is one block. Before the first block each copy takes a few steps that do not count. Batches are ready before a
 block starts: fetching them would flatter the ratios. Without --data they are random numbers.
+
+With --device cuda the models and the batches are on the GPU, and each block waits for it inside its time.
 
 On cores that others use too, give --threads fewer than cores: torch's threads wait for each other, and a step of LeNet5
 took seven times as long with two threads where one of the two cores was busy.
@@ -89,6 +92,8 @@ class Plain:
 
     def end_block(self) -> None:
         """Waits until all that the block's steps began is done."""
+        if next(self.model.parameters()).is_cuda:
+            torch.cuda.synchronize()
 
     def _backward(self, x: torch.Tensor, y: torch.Tensor) -> None:
         nn.functional.cross_entropy(self.model(x), y).backward()  # type: ignore[no-untyped-call]
@@ -107,6 +112,7 @@ class Published(Plain):
 
     def end_block(self) -> None:
         self.publisher.flush()
+        super().end_block()
 
     def spent_ms(self) -> dict[str, float]:
         """Milliseconds spent so far, by the publisher's own count."""
@@ -163,21 +169,23 @@ def measure(
     steps: int | None = None,
     data: Path | None = None,
     memory_format: str = "contiguous",
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """All figures of one model at one density; `steps` is rounded down to whole blocks."""
     setting, layout = SETTINGS[model], FORMATS[memory_format]
     steps = setting.steps if steps is None else steps
     size = min(setting.block, steps)
     torch.manual_seed(0)
-    start = setting.make().to(memory_format=layout)
+    start = setting.make().to(device=device, memory_format=layout)
     source = draws(*setting.load(data), FIRST, setting.new) if data else synthetic(setting.shape)
-    batches = ((x.contiguous(memory_format=layout), y) for x, y in source)
+    batches = ((x.to(device).contiguous(memory_format=layout), y.to(device)) for x, y in source)
     return {
         "model": model,
         "density": density,
         "background": background,
         "data": setting.load.__name__ if data else "synthetic",
         "memory_format": memory_format,
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
         "steps": steps // size * size,
         "block_steps": size,
         **_compare(start, batches, steps // size, size, density, background),
@@ -227,6 +235,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each variant, in whole blocks")
     parser.add_argument("--data", type=Path, help="holds mnist/, cifar-10-batches-bin/; default: random numbers")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous")
+    parser.add_argument("--device", default="cpu", help="of the models: cpu or cuda")
     parser.add_argument("--threads", type=int, help="torch's; default: one a core")
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     arguments = vars(parser.parse_args())

@@ -68,7 +68,9 @@ def values(indices: Sequence[int], new: Sequence[float], dtype: str = "F32") -> 
     return Values(np.array(indices, dtype=np.int64), np.array(new, dtype=STORAGE[dtype]), dtype)
 
 
-def update_of(state: State, version: int, *sections: Section, newest_us: int = NEWEST_US) -> Update:
+def update_of(
+    state: State, version: int, *sections: Section, newest_us: int = NEWEST_US, examples: range | None = None
+) -> Update:
     """The update from `version` of `state` to the next, honest in every field. The state is not moved."""
     return Update(
         base_version=version,
@@ -79,6 +81,7 @@ def update_of(state: State, version: int, *sections: Section, newest_us: int = N
         digest_after=state.resolve(sections).digest,
         newest_us=newest_us,
         sections=sections,
+        examples=examples,
     )
 
 
@@ -88,7 +91,10 @@ def snapshot_of(state: State, version: int, *, run: int = RUN, newest_us: int = 
 
 @dataclass
 class Writer:
-    """A publisher without training: it moves a few elements of its state and appends each move to a log."""
+    """A publisher without training: it moves a few elements of its state and appends each move to a log.
+
+    Version v tells that it learned from `examples_each` examples, from (v - 1) * `examples_each` on; 0: not said.
+    """
 
     log: UpdateLog
     seed: int = 0
@@ -96,6 +102,7 @@ class Writer:
     version: int = 0
     schema: Schema = field(default_factory=small_schema)
     fold_base: int = 16
+    examples_each: int = 0
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +120,9 @@ class Writer:
         newest_us = NEWEST_US + self.version * 1_000_000
         count = self.schema.by_name["count"].offset
         told = steps(at), values([count], [self.version], "I64")
-        return update_of(self.state, self.version, *told, newest_us=newest_us)
+        first, last = (self.examples_each * version for version in (self.version, self.version + 1))
+        examples = range(first, last) if self.examples_each else None
+        return update_of(self.state, self.version, *told, newest_us=newest_us, examples=examples)
 
     def append(self, count: int = 1) -> Writer:
         for _ in range(count):

@@ -30,10 +30,10 @@ export function sealed(bytes) {
   return sealedBytes;
 }
 
-/** An update from the version of `state` to the next, with its sections as bytes. */
-export function updateBytes(state, sections, { digestAfter = state.digest, span = 1 } = {}) {
+/** An update from the version of `state` to the next, with its sections as bytes, and before them what flags announce. */
+export function updateBytes(state, sections, { digestAfter = state.digest, span = 1, flags = 0 } = {}) {
   const bytes = new Uint8Array(64 + sections.length);
-  bytes.set([0x45, 0x47, 1, 0]);
+  bytes.set([0x45, 0x47, 1, flags]);
   bytes.set(sections, 64);
   const view = new DataView(bytes.buffer);
   view.setUint32(4, span, true);

@@ -14,10 +14,19 @@ from evergrad.gate import Gate
 from evergrad.history import History
 from evergrad.log import open_log
 from evergrad.replica import Replica
-from evergrad.sampling import Uniform, Window
+from evergrad.sampling import (
+    ClassBalanced,
+    LeastUsed,
+    LossPrioritised,
+    Mix,
+    Reservoir,
+    TimeBiased,
+    Uniform,
+    Window,
+)
 from evergrad.schema import Schema
 from evergrad.stream import Batch
-from evergrad.trigger import EveryN, EverySeconds
+from evergrad.trigger import AllOf, AnyOf, EveryN, EverySeconds, News, OnDrift, OnLoss, WhenIdle
 
 if TYPE_CHECKING:
     from evergrad.pipeline import run
@@ -27,16 +36,28 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "AllOf",
+    "AnyOf",
     "Batch",
+    "ClassBalanced",
     "EveryN",
     "EverySeconds",
     "Gate",
     "History",
+    "LeastUsed",
+    "LossPrioritised",
+    "Mix",
+    "News",
+    "OnDrift",
+    "OnLoss",
     "Publisher",
     "Replica",
+    "Reservoir",
     "Schema",
+    "TimeBiased",
     "Trainer",
     "Uniform",
+    "WhenIdle",
     "Window",
     "__version__",
     "attach",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from evergrad.errors import ConfigError
 
@@ -61,6 +61,14 @@ class Amount(Protocol):
             update_bytes: all that was written.
             now_s: when this is told.
         """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned so far."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
         ...
 
 
@@ -141,6 +149,13 @@ class Fixed:
     def sent(self, elements: int, update_bytes: int, now_s: float) -> None:
         """Nothing follows from it."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing follows from it."""
+
 
 class ByteBudget:
     """Keeps the bytes of all updates to a rate: a token bucket (RFC 2697, one rate and one size).
@@ -199,6 +214,15 @@ class ByteBudget:
             self._flying[0] -= landed
             if not self._flying[0]:
                 self._flying.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"level": self._level, "last_s": self._last_s, "flying": list(self._flying), "cost": vars(self._cost)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._level, self._last_s = state["level"], state["last_s"]
+        self._flying = deque(state["flying"])
+        self._flying_elements = sum(self._flying)
+        vars(self._cost).update(state["cost"])
 
     def _fill(self, now_s: float) -> None:
         passed = now_s - self._last_s
@@ -280,3 +304,9 @@ class Quality:
 
     def sent(self, elements: int, update_bytes: int, now_s: float) -> None:
         """Nothing follows from it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"k": self._k, "error": self._error}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._k, self._error = state["k"], state["error"]

@@ -53,6 +53,14 @@ def build_one_of(kinds: Mapping[str, type[T]], table: Mapping[str, Any], where: 
     return build(kinds[kind], {key: value for key, value in table.items() if key != "kind"}, where)
 
 
+def require_kind(state: Mapping[str, Any], kind: str, where: str) -> None:
+    """Refuses a saved state that is not of the kind that shall go on from it."""
+    if state.get("kind") != kind:
+        raise ConfigError(
+            f"{where}.kind", f"is {kind}, and {state.get('kind')} in the saved state; resume with the same"
+        )
+
+
 def require_known(table: Mapping[str, Any], known: list[str], where: str) -> None:
     """Refuses a table with a key that nobody knows."""
     for key in table:

@@ -4,6 +4,8 @@
 EvergradError
 ├── ConfigError                  a setting is unknown, missing or out of range
 ├── MissingDependency            an optional package is needed and absent
+├── ScoreMismatch                outputs and labels that cannot be scored against each other
+├── JoinMismatch                 predictions or labels that cannot be taken in by a join
 ├── SchemaMismatch               two models (or a model and a log) differ in a tensor
 ├── LogError
 │   ├── LogNotFound              nothing is at that place
@@ -20,9 +22,11 @@ EvergradError
 │   └── VersionNotHeld           the undo ring does not reach back so far
 ├── TrainingError
 │   ├── NonFiniteLoss            the loss is NaN or infinite
+│   ├── LossRefused              the loss cannot be computed for these labels
 │   ├── NonFiniteWeights         a weight became NaN or infinite
 │   ├── OptimizerAttached        the optimizer already feeds a publisher
-│   └── WeightsChanged           deployed weights were written behind the publisher's back
+│   ├── WeightsChanged           deployed weights were written behind the publisher's back
+│   └── CheckpointDamaged        there are checkpoints, and none can be read
 ├── HistoryError
 │   ├── HistoryMismatch          a batch does not fit the history's columns
 │   ├── HistoryDamaged           the files hold less than the commit record says
@@ -63,6 +67,34 @@ class MissingDependency(EvergradError):
 
     def __str__(self) -> str:
         return f"this needs the package {self.package!r}; install it with: pip install 'evergrad[{self.extra}]'"
+
+
+class ScoreMismatch(EvergradError):
+    """Outputs and labels that cannot be scored against each other."""
+
+    def __init__(self, score: str, expected: str, found: str) -> None:
+        super().__init__(score, expected, found)
+        self.score, self.expected, self.found = score, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.score}: expected {self.expected}, found {self.found}; "
+            "nothing of this batch was scored: fix the stream or the model's outputs, or choose another score"
+        )
+
+
+class JoinMismatch(EvergradError):
+    """Predictions or labels that cannot be taken in by a join."""
+
+    def __init__(self, part: str, expected: str, found: str) -> None:
+        super().__init__(part, expected, found)
+        self.part, self.expected, self.found = part, expected, found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part}: expected {self.expected}, found {self.found}; "
+            "none of the call was taken in: fix what is told, or start a new join where inputs or outputs have changed"
+        )
 
 
 class SchemaMismatch(EvergradError):
@@ -240,6 +272,20 @@ class NonFiniteLoss(TrainingError):
         )
 
 
+class LossRefused(TrainingError):
+    """The loss cannot be computed for these labels."""
+
+    def __init__(self, outputs: str, labels: str, reason: str) -> None:
+        super().__init__(outputs, labels, reason)
+        self.outputs, self.labels, self.reason = outputs, labels, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the loss refuses outputs {self.outputs} and labels {self.labels}: {self.reason}; "
+            "look for labels out of range, or of another dtype or shape than the loss takes"
+        )
+
+
 class NonFiniteWeights(TrainingError):
     """A weight became NaN or infinite."""
 
@@ -276,6 +322,20 @@ class WeightsChanged(TrainingError):
         return (
             f"{self.tensor!r} was changed in place outside optimizer.step(), where the deployed weights lie; "
             "open a new Publisher, and make such changes inside `with publisher.master():`"
+        )
+
+
+class CheckpointDamaged(TrainingError):
+    """There are checkpoints, and none can be read."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"no checkpoint in {self.path} can be read: {self.reason}; restore one from a copy, or remove the folder "
+            "to begin with the log's newest weights and a new optimizer"
         )
 
 

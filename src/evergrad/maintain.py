@@ -251,6 +251,9 @@ def rollback(log: UpdateLog, to: int) -> Update:
     A publisher that is open meanwhile gets WriterConflict at its next append, and must be opened again. A change of
     more than half the model is written as a snapshot too.
 
+    The update names no examples: it learned from none, and those that led to version `to` are named by the updates up
+    to there. An update names what it adds, and this one adds nothing.
+
     Raises:
         ConfigError: `to` is the head. VersionNotInLog: see `state_at`. WriterConflict: a publisher was faster.
     """

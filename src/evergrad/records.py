@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +36,15 @@ class RecordWriter:
         """Writes one record; numpy scalars become numbers."""
         record = {"event": event, "time_s": self._clock(), **fields}
         self._file.write(msgspec.json.encode(record, enc_hook=lambda value: value.item()) + b"\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the file ends."""
+        return {"bytes": self._file.tell()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cuts off what was written since, for it is written again; a file that is shorter stays as it is."""
+        self._file.truncate(min(state["bytes"], self._file.tell()))
+        self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         self._file.close()

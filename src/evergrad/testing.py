@@ -8,17 +8,21 @@ Use them for your own stores, samplers and triggers:
 
 from __future__ import annotations
 
+import json
+import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from evergrad.errors import LogUnavailable
+from evergrad.errors import ConfigError, LogUnavailable
 from evergrad.log.base import CHUNK_BYTES, ObjectStore, StoreReader, Watch
-from evergrad.sampling import Sampler
-from evergrad.trigger import Trigger
+from evergrad.sampling import Feedback, Sampler
+from evergrad.sampling.base import Ids
+from evergrad.trigger import News, Trigger
 
 
 @dataclass
@@ -194,21 +198,124 @@ def _check_watch(store: ObjectStore) -> None:
     watch.wake()
 
 
+@dataclass
+class FakeExamples:
+    """A history of any length, of which nothing is stored: see `evergrad.sampling.Examples`.
+
+    Attributes:
+        first: the oldest example held.
+        gap_s: seconds between two arrivals; the first one arrived at second 0.
+        classes: the label of example i is i % classes.
+    """
+
+    first: int = 0
+    gap_s: float = 10.0
+    classes: int = 3
+
+    def gather(self, ids: Ids, columns: Sequence[str] | None = None) -> Mapping[str, Any]:
+        whole = {"x": ids.astype(np.float32), "y": ids % self.classes}
+        return {name: column for name, column in whole.items() if columns is None or name in columns}
+
+    def since(self, arrived_us: int) -> int:
+        return max(self.first, math.ceil(arrived_us / (self.gap_s * 1e6)))
+
+    def arrived_us(self, ids: Ids) -> Ids:
+        return np.round(ids * (self.gap_s * 1e6)).astype(np.int64)
+
+
+# first, before, count: short and empty histories, more asked for than there is, great jumps, retention of nearly all.
+_DRAWS = (
+    (0, 0, 4), (0, 1, 4), (0, 5, 5), (0, 5, 0), (0, 37, 40), (0, 1000, 100), (0, 1000, 100), (10, 1008, 100),
+    (900, 1016, 128), (1010, 1024, 32), (1024, 1024, 8), (2000, 100_000, 128), (2000, 100_008, 128),
+    (99_000, 100_016, 64), (100_020, 100_050, 64), (100_020, 100_051, 16), (100_020, 100_060, 16),
+)  # fmt: skip
+
+
 def check_sampler(make_sampler: Callable[[], Sampler]) -> None:
-    """Checks `evergrad.sampling.Sampler`: bounds, no repeats, short and empty histories, and seeded repetition."""
-    sampler, twin = make_sampler(), make_sampler()
-    _require(len(sampler.draw(0, 4)) == 0 == len(twin.draw(0, 4)), "an empty history gives no rows")
-    for rows, count in ((1, 4), (5, 5), (1000, 0), (1000, 100), (100_000, 128)):
-        drawn = sampler.draw(rows, count)
-        _require(drawn.dtype == np.int64 and drawn.ndim == 1, "rows are int64, one-dimensional")
-        _require(len(drawn) <= count and len(np.unique(drawn)) == len(drawn), "at most `count` rows, each once")
-        _require(bool(((drawn >= 0) & (drawn < rows)).all()), "rows lie in the history")
-        _require(np.array_equal(drawn, twin.draw(rows, count)), "equal samplers draw equal rows")
+    """Checks `evergrad.sampling.Sampler`: bounds, no repeats, retention, seeded repetition, and exact continuation.
+
+    Samplers that learn are told of a batch after each draw. Which distribution is drawn is for tests of each sampler.
+    """
+    sampler, followers = make_sampler(), [make_sampler()]
+    examples, saved = FakeExamples(), []
+    for number, (first, before, count) in enumerate(_DRAWS):
+        examples.first = first
+        drawn = sampler.draw(examples, before, count)
+        _require(drawn.dtype == np.int64 and drawn.ndim == 1, "ids are int64, one-dimensional")
+        _require(len(drawn) <= count and len(np.unique(drawn)) == len(drawn), "at most `count` ids, each once")
+        _require(bool(((drawn >= first) & (drawn < before)).all()), "ids lie in the history")
+        _require(len(drawn) > 0 or count == 0 or before == first, "where there are examples, some are drawn")
+        for follower in followers:
+            agrees = np.array_equal(drawn, follower.draw(examples, before, count))
+            _require(agrees, "equal samplers draw equal ids, and so does one that goes on from a saved state")
+        for each in (sampler, *followers):
+            if isinstance(each, Feedback):
+                ids = np.concatenate((np.arange(before, before + 8), drawn))
+                each.learned(ids, np.asarray(0.1 * (ids % 7) + 0.01 * number, dtype=np.float64))
+        state = sampler.state_dict()
+        saved.append((state, _plain(state)))
+        resumed = make_sampler()
+        resumed.load_state_dict(_plain(state))
+        followers.append(resumed)
+    _require(all(_same(state, copy) for state, copy in saved), "a saved state does not change with the sampler")
+    _require(_refuses_state(make_sampler()), "the state of something else is refused")
 
 
 def check_trigger(make_trigger: Callable[[], Trigger]) -> None:
-    """Checks `evergrad.trigger.Trigger`: it fires again and again on a steady stream, and equal ones agree."""
-    trigger, twin = make_trigger(), make_trigger()
-    fired = [trigger.inform(4, 10.0 * i) for i in range(1000)]
-    _require(fired == [twin.inform(4, 10.0 * i) for i in range(1000)], "equal triggers fire at equal moments")
-    _require(any(fired[:500]) and any(fired[500:]), "a steady stream makes it fire, and fire again")
+    """Checks `evergrad.trigger.Trigger` on steady arrivals whose loss rises and falls: what is due stays due until it
+    is taken, it comes again and again, equal triggers agree, and so does one that goes on from a saved state.
+    """
+    trigger, followers = make_trigger(), [make_trigger()]
+    fired, saved, due_before = [], [], False
+    for i in range(2000):
+        news = News(
+            examples=4, now_s=10.0 * i, loss=math.nan if i % 50 == 7 else 0.1 + 0.01 * (i % 3) + 4 * (i // 200 % 2)
+        )
+        due = trigger.inform(news)
+        _require(due or not due_before, "what is due stays due until a step is taken")
+        agree = all(follower.inform(news) == due for follower in followers)
+        _require(agree, "equal triggers fire at equal moments, and so does one that goes on from a saved state")
+        taken = due and i % 3 == 0
+        for each in (trigger, *followers) if taken else ():
+            each.taken(news.now_s)
+        due_before = due and not taken
+        fired.append(taken)
+        if i % 167 == 0:
+            state = trigger.state_dict()
+            saved.append((state, _plain(state)))
+            followers.append(make_trigger())
+            followers[-1].load_state_dict(_plain(state))
+    _require(any(fired[:1000]) and any(fired[1000:]), "such a stream makes it fire, and fire again")
+    _require(all(_same(state, copy) for state, copy in saved), "a saved state does not change with the trigger")
+    _require(_refuses_state(make_trigger()), "the state of something else is refused")
+
+
+def _plain(state: Any) -> Any:
+    """A copy by way of JSON, numpy arrays aside."""
+    if isinstance(state, np.ndarray):
+        _require(not state.dtype.hasobject, "arrays in a state hold plain numbers")
+        return state.copy()
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    if isinstance(state, list):
+        return [_plain(value) for value in state]
+    try:
+        return json.loads(json.dumps(state))
+    except TypeError as error:
+        raise AssertionError(f"broken promise: a state is plain values and numpy arrays ({error})") from error
+
+
+def _same(state: Any, other: Any) -> bool:
+    if isinstance(state, dict):
+        return state.keys() == other.keys() and all(_same(state[name], other[name]) for name in state)
+    if isinstance(state, list):
+        return len(state) == len(other) and all(map(_same, state, other))
+    return bool(np.array_equal(state, other)) if isinstance(state, np.ndarray) else bool(state == other)
+
+
+def _refuses_state(stateful: Sampler | Trigger) -> bool:
+    try:
+        stateful.load_state_dict({"kind": "something else"})
+    except ConfigError:
+        return True
+    return False

@@ -10,12 +10,12 @@ from pathlib import Path
 
 FLOORS = [
     {"errors"},
-    {"schema", "trigger", "metrics", "records", "config"},
-    {"update", "history"},
+    {"schema", "metrics", "records", "config", "stateful"},
+    {"update", "history", "trigger"},
     {"codec", "sampling", "report", "gate", "budget"},
     {"log", "stream"},
     {"replica", "testing"},
-    {"adapters", "pytorch", "serve", "maintain"},
+    {"adapters", "pytorch", "serve", "maintain", "doctor", "lineage"},
     {"scale", "dashboard"},
     {"pipeline"},
     {"demo"},
@@ -30,6 +30,7 @@ CLI = ("cli/",)
 OWNERS = {
     "torch": ("pytorch/", "demo/lenet.py"),
     "numba": ("pytorch/kernels.py",),
+    "triton": ("pytorch/triton_kernels.py",),
     "kserve": SERVE,
     "fastapi": SERVE,
     "starlette": SERVE,
@@ -42,6 +43,7 @@ OWNERS = {
     "rich": CLI,
     "obstore": ("log/store.py",),
     "onnxruntime": ("adapters/onnx.py",),
+    "river": ("trigger/drift.py",),
     "pyarrow": ("history/arrow.py", "history/parquet.py"),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -18,7 +18,7 @@ MEASURED = {
     "ratio", "ratio_quartiles", "ratio_of_totals", "paper_ratio", "paper_ratio_quartiles",
     "step_ms", "published_step_ms", "paper_step_ms", "select_ms", "encode_ms", "append_ms",
 }  # fmt: skip
-DESCRIBED = {"model", "density", "background", "data", "memory_format", "steps", "block_steps"}
+DESCRIBED = {"model", "density", "background", "data", "memory_format", "device", "steps", "block_steps"}
 
 
 class Noted(Plain):
@@ -56,6 +56,7 @@ def test_a_short_run_measures_everything(background: bool) -> None:
     found = measure("lenet5", density=1e-2, background=background, steps=2, memory_format="channels_last")
     assert found.keys() == MEASURED | DESCRIBED
     assert (found["steps"], found["block_steps"], found["background"]) == (2, 2, background)
+    assert found["device"] == "cpu"
     times = ("ratio", "paper_ratio", "step_ms", "published_step_ms", "paper_step_ms", "select_ms", "encode_ms")
     assert all(found[key] > 0 for key in times)
 

@@ -14,8 +14,10 @@ const ofSnapshots = existsSync(join(folder, "snapshots.hex"));
 
 function judge(bytes) {
   try {
-    const { digest } = ofSnapshots ? readSnapshot(bytes, schema) : state.resolve(decodeUpdate(bytes, schema));
-    return `digest ${hex(digest)}`;
+    if (ofSnapshots) return `digest ${hex(readSnapshot(bytes, schema).digest)}`;
+    const update = decodeUpdate(bytes, schema);
+    const { first, count } = update.examples ?? { first: "none", count: "said" };
+    return `digest ${hex(state.resolve(update).digest)}, examples ${first} ${count}`;
   } catch (error) {
     if (!(error instanceof EvergradError)) throw error; // a defect: the test sees the trace
     return error.found === undefined ? error.name : `${error.name} ${hex(error.found)}`;

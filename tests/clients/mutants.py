@@ -41,12 +41,14 @@ def mutants(data: bytes, rng: np.random.Generator, count: int) -> Iterator[bytes
 def verdict(state: State, version: int, data: bytes) -> str:
     """What becomes of the update on `state`, which is not moved."""
     try:
-        change = state.check(decode(data, state.schema), version)
+        update = decode(data, state.schema)
+        change = state.check(update, version)
     except (BaseMismatch, CorruptRecord, UnsupportedFormat) as error:
         return type(error).__name__
     except DigestMismatch as error:
         return f"DigestMismatch {error.found:016x}"
-    return f"digest {change.digest:016x}"
+    told = "none said" if update.examples is None else f"{update.examples.start} {len(update.examples)}"
+    return f"digest {change.digest:016x}, examples {told}"
 
 
 def flipped(data: bytes, bit: int) -> bytes:

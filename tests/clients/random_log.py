@@ -40,7 +40,7 @@ def random_updates(state: State, rng: np.random.Generator, count: int) -> Iterat
         while True:
             sections = [_section(state, rng) for _ in range(rng.integers(0, 5))]
             try:
-                update = update_of(state, version, *sections)
+                update = update_of(state, version, *sections, examples=_examples(rng))
             except CorruptRecord:  # it led to a NaN, an infinity or no boolean
                 continue
             break
@@ -63,6 +63,14 @@ def write_folder(folder: Path, seed: int, count: int) -> dict[str, str]:
         digests[name] = f"{update.digest_after:016x}"
     (folder / "digests.json").write_text(json.dumps(digests))
     return digests
+
+
+def _examples(rng: np.random.Generator) -> range | None:
+    """None said, few, or many; near 0 or near 2^63."""
+    if rng.random() < 0.5:
+        return None
+    first = int(rng.integers(1 << int(rng.integers(1, 63))))
+    return range(first, first + 1 + int(rng.integers(1 << int(rng.integers(1, 60)))))
 
 
 def _indices(rng: np.random.Generator, group: Group) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evergrad.codec import HEADER_BYTES, decode, encode, encode_snapshot
+from evergrad.codec import decode, encode, encode_snapshot, split
 from evergrad.schema import STORAGE
 from tests.builders import copy_of, snapshot_of
 from tests.clients.conftest import CLIENT, Node
@@ -33,10 +33,12 @@ def test_random_updates_of_every_kind_lead_to_the_same_digests(output: Output, t
     assert found == expected
     schema = every_dtype()
     files = [path.read_bytes() for folder in folders for path in folder.glob("*.eg")]
-    sections = [section for data in files for section in decode(data, schema).sections]
+    updates = [decode(data, schema) for data in files]
+    sections = [section for update in updates for section in update.sections]
     said = {(type(section).__name__, section.dtype) for section in sections}
     assert {("Values", dtype) for dtype in STORAGE} | {("Differences", dtype) for dtype in STORAGE} < said
-    first = {data[HEADER_BYTES] >> 4 for data in files if len(data) > HEADER_BYTES}
+    assert 60 < sum(update.examples is None for update in updates) < 120
+    first = {body[0] >> 4 for _, body in map(split, files) if body}
     assert first == {0, 1, 2, 3, 8, 9, 10, 11}  # every kind, and each with runs
 
 

@@ -43,7 +43,8 @@ def try_update(data: bytes) -> None:
         update = decode(data, SCHEMA)
     except (CorruptRecord, UnsupportedFormat):
         return
-    assert decode_header(data).version == update.version
+    header = decode_header(data)
+    assert (header.version, header.examples) == (update.version, update.examples)
     with contextlib.suppress(BaseMismatch, DigestMismatch, CorruptRecord):
         STATE.check(update, VERSION)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,15 @@ UPDATE_HEX = (
     "0820"  # parameter 000010; index 8: 00 001
     "4040"  # 3.0
 )
+LINEAGE = replace(UPDATE, examples=range(960, 968))
+LINEAGE_HEX = (
+    UPDATE_HEX[:6] + "01"  # flags: lineage
+    "01000000"  # spans one version
+    "a4d78f579731ab41"  # checksum
+     + UPDATE_HEX[32:128] + "c007"  # the first example, 960: 1000000, then 0000111
+    "08"  # 8 of them
+     + UPDATE_HEX[128:]
+)
 SNAPSHOT_TABLE = (
     b'{"__metadata__":{"format":"pt","evergrad.version":"41","evergrad.run":"0123456789abcdef","evergrad.n'
     b'ewest_us":"1700000000000001","evergrad.digest":"3a56aa29d53c676f","evergrad.schema":"816fd966f0d9450'
@@ -133,6 +143,13 @@ def test_update_is_written_and_read_as_these_bytes() -> None:
     ]  # fmt: skip
 
 
+def test_update_with_lineage_is_written_and_read_as_these_bytes() -> None:
+    assert encode(LINEAGE).hex() == LINEAGE_HEX
+    found = decode(bytes.fromhex(LINEAGE_HEX), SCHEMA)
+    assert found.examples == decode_header(bytes.fromhex(LINEAGE_HEX)).examples == range(960, 968)
+    assert encode(replace(found, examples=None)).hex() == UPDATE_HEX
+
+
 def test_snapshot_is_written_and_read_as_these_bytes() -> None:
     assert encode_snapshot(SNAPSHOT).hex() == SNAPSHOT_HEX
     found = decode_snapshot(bytes.fromhex(SNAPSHOT_HEX), SCHEMA)
@@ -156,7 +173,7 @@ def test_files_lead_from_the_snapshot_to_each_digest_in_turn() -> None:
         state.commit(state.check(update, version))
         assert state.digest == expected == digest(state.schema, state.arrays)
         version = update.version
-    assert (snapshot.version, version) == (25, 48)
+    assert (snapshot.version, version) == (25, 49)
 
 
 def test_files_are_what_the_writer_writes_today() -> None:
@@ -167,7 +184,7 @@ def test_files_are_what_the_writer_writes_today() -> None:
         assert encode(decode(data, schema)) == data
 
 
-def test_files_hold_every_kind_every_dtype_and_a_fold() -> None:
+def test_files_hold_every_kind_every_dtype_a_fold_and_lineage() -> None:
     schema, _, updates = files()
     found = [decode(data, schema) for data, _ in updates]
     told = {(type(part), part.dtype) for update in found for part in update.sections}
@@ -175,6 +192,7 @@ def test_files_hold_every_kind_every_dtype_and_a_fold() -> None:
     assert any(part.levels is not None for update in found for part in update.sections if isinstance(part, Steps))
     assert any(part.shift for update in found for part in update.sections if isinstance(part, Differences))
     assert {update.version - update.base_version for update in found} == {1, 16}
+    assert [update.examples for update in found] == [None] * (len(found) - 1) + [range(1_000_000, 1_000_128)]
     assert sorted(path.name for path in FOLDER.glob("*.eg")) == sorted(
         name for name, _ in json.loads((FOLDER / "digests.json").read_text())
     )

@@ -58,6 +58,10 @@ def body(kind: int, *parts: bytes, dtype: int = F32, count: int = 2) -> bytes:
     return update(section(kind, *parts, dtype=dtype, count=count))
 
 
+def lineage(told: bytes, rest: bytes = GOOD_STEPS, flags: int = 1) -> bytes:
+    return update(told + rest, flags=flags)
+
+
 def scale(value: float) -> bytes:
     return body(0, struct.pack("<f", value), AT, SIGNS)
 
@@ -69,7 +73,20 @@ REJECTED = {
     "checksum": (GOOD[:-1] + b"\xc0", "checksum"),
     "checksum of a cut body": (GOOD[:64], "checksum"),
     "format zero": (update(GOOD_STEPS, format_=0), "no writer writes"),
-    "flags": (update(GOOD_STEPS, flags=1), "no writer writes"),
+    "flags": (update(GOOD_STEPS, flags=2), "format 1 with flags 2, as no writer writes"),
+    "flags beside the one of lineage": (lineage(b"\5\1", flags=0x81), "flags 129, as no writer writes"),
+    "lineage without a first example": (lineage(b"", b""), "it ends 1 bytes early"),
+    "first example cut": (lineage(b"\x85", b""), "it ends 1 bytes early"),
+    "lineage without a count": (lineage(b"\5", b""), "it ends 1 bytes early"),
+    "count of examples cut": (lineage(b"\5\x81", b""), "it ends 1 bytes early"),
+    "first example longer than it needs to be": (lineage(b"\x85\0\1"), "longer than it needs"),
+    "count of examples longer than it needs to be": (lineage(b"\5\x81\0"), "longer than it needs"),
+    "first example of 64 bits": (lineage(b"\xff" * 9 + b"\1\1"), "more than 63 bits"),
+    "count of examples of 64 bits": (lineage(b"\0" + b"\xff" * 9 + b"\1"), "more than 63 bits"),
+    "count of no examples": (lineage(b"\5\0"), "0 examples from 5 on"),
+    "examples up to 2^63": (lineage(varint((1 << 63) - 1) + b"\1"), "1 examples from 9223372036854775807 on"),
+    "examples far beyond 2^63": (lineage(varint((1 << 63) - 1) * 2), "examples from"),
+    "lineage that is not announced": (update(b"\5\1" + GOOD_STEPS), "a section of kind 0 and dtype 5"),
     "span of none": (update(GOOD_STEPS, span=0), "from 0 versions before"),
     "span beyond the version": (update(GOOD_STEPS, span=2), "from 2 versions before"),
     "version of 64 bits": (update(GOOD_STEPS, version=1 << 63), "versions before"),
@@ -144,6 +161,11 @@ def test_what_the_rejected_updates_were_made_from_is_accepted() -> None:
     assert decode(update(GOOD_RUNS), SCHEMA).sections[0].indices.tolist() == [5, 6]
     (last,) = decode(body(0, HALF, rice(23), b"\0", count=1), SCHEMA).sections
     assert last.indices.tolist() == [23]
+    for first, count in ((5, 1), (0, (1 << 63) - 1), ((1 << 63) - 2, 1)):
+        data = lineage(varint(first) + varint(count))
+        assert decode_header(data).examples == decode(data, SCHEMA).examples == range(first, first + count)
+        assert encode(decode(data, SCHEMA)) == data
+    assert decode(lineage(b"\5\1", b""), SCHEMA).sections == ()
     whole = decode(update(GOOD_STEPS, span=7, version=(1 << 63) - 1), SCHEMA)
     assert (whole.base_version, whole.version, whole.run, whole.schema) == ((1 << 63) - 8, (1 << 63) - 1, 2, 3)
 
@@ -182,7 +204,7 @@ def real_update() -> bytes:
     levels = Steps(np.arange(3, 13), np.arange(10) % 2 == 0, 0.25, np.arange(10, dtype="u1"))
     told = Differences(np.array([17, 19]), np.array([-3, 2]), 2, "BF16")
     sections = steps([0, 3, 15]), levels, values([16], [7], "I64"), told, values([21], [1], "BOOL")
-    return encode(update_of(state, 0, *sections))
+    return encode(update_of(state, 0, *sections, examples=range(960, 968)))
 
 
 REAL = real_update()
@@ -215,6 +237,7 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
 @given(st.binary(max_size=120))
 def test_arbitrary_body_behind_a_true_header_is_read_or_refused(tail: bytes) -> None:
     decode_or_refuse(update(tail))
+    decode_or_refuse(update(tail, flags=1))
 
 
 @pytest.mark.parametrize("at", range(len(REAL)))

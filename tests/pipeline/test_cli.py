@@ -98,6 +98,7 @@ def test_a_run_that_is_started_again_continues_from_the_logs_weights(place: Path
         (("log =", "log"), ["ConfigError", "config.toml"]),
         (("file:updates", "s4:updates"), ["ConfigError", "s4"]),
         (("density = 0.1", "density = 1.5"), ["ConfigError", "density"]),
+        (('score = "accuracy"', 'score = "auc"'), ["ConfigError", "score", "log_loss,", "'auc'"]),
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_touches_nothing(

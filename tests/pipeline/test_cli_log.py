@@ -14,12 +14,13 @@ from evergrad.cli import app
 from evergrad.cli.log import log_app
 from evergrad.log import open_log
 from evergrad.replica import Replica
-from tests.builders import Writer, new_state, roomy_schema, update_name
+from evergrad.schema import Schema
+from tests.builders import Writer, new_state, roomy_schema, snapshot_of, steps, update_name, update_of
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> str:
-    writer = Writer(open_log(str(tmp_path / "log"), create=True))
+    writer = Writer(open_log(str(tmp_path / "log"), create=True), examples_each=8)
     writer.state = new_state(roomy_schema())
     writer.begin().append(20)
     return str(tmp_path / "log")
@@ -33,7 +34,7 @@ def call(*arguments: str, status: int = 0, typed: str | None = None) -> str:
 
 def test_the_commands_are_these() -> None:
     found = {command.name for command in log_app.registered_commands}
-    assert found == {"show", "verify", "fold", "prune", "rollback", "diff", "export"}
+    assert found == {"show", "verify", "fold", "prune", "rollback", "diff", "export", "blame"}
 
 
 def test_fold_then_show_and_verify(log: str) -> None:
@@ -44,6 +45,52 @@ def test_fold_then_show_and_verify(log: str) -> None:
     assert "1, " in shown
     assert [line.split()[0] for line in shown.splitlines()[-2:]] == ["19", "20"]
     assert "20 updates, 1 folds and 1 snapshots, up to 20: no problems" in call("verify", log)
+
+
+def test_show_has_the_examples_of_each_version(log: str) -> None:
+    maintain.rollback(open_log(log), 3)
+    assert [line.split()[-1] for line in call("show", log, "--last", "3").splitlines()[-4:]] == [
+        "examples", "144-151", "152-159", "said",
+    ]  # fmt: skip
+
+
+def test_blame_of_a_version(log: str) -> None:
+    told = call("blame", log, "3")
+    assert "16-23, 8 in all" in told
+    assert "2023-11-14 22:13:22.000000 UTC" in told
+    assert "0123456789abcdef" in told
+    assert "3 elements in 2 tensors, 87 bytes" in told
+    assert [line.split() for line in told.splitlines()[-2:]] == [["w:", "2"], ["count:", "1"]]
+    assert "VersionNotInLog" in call("blame", log, "21", status=1)
+
+
+def test_blame_of_an_example(log: str) -> None:
+    assert call("blame", log, "--example", "17") == call("blame", log, "3")
+    missing = call("blame", log, "--example", "160", status=1)
+    assert "no version of 1 to 20 says that it learned from example 160" in missing
+    Path(log, update_name(1)).write_bytes(b"")
+    Path(log, "folds/000000000000-000000000016.eg").unlink()
+    told = call("blame", log, "--example", "17")
+    assert "passed over, for they cannot be read: versions 1\n" in told
+    assert "16-23, 8 in all" in told
+
+
+def test_blame_where_nothing_is_said(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    opened = open_log(log, create=True)
+    state = new_state(Schema([(f"t{i}", "F32", (2,)) for i in range(7)]))
+    opened.begin(snapshot_of(state, 0))
+    assert "no version says that it learned from example 0" in call("blame", log, "--example", "0", status=1)
+    opened.append(update_of(state, 0, steps([*range(8), 10, 12]), newest_us=0))
+    told = call("blame", log, "1")
+    assert told.count("not said") == 2
+    assert "10 elements in 6 tensors" in told
+    assert told.splitlines()[-1].split() == ["1", "others:", "1"]
+
+
+def test_blame_takes_a_version_or_an_example(log: str) -> None:
+    assert "ConfigError: VERSION" in call("blame", log, status=1)
+    assert "ConfigError: VERSION" in call("blame", log, "3", "--example", "17", status=1)
 
 
 def test_verify_of_a_damaged_log_in_a_process_of_its_own(log: str) -> None:

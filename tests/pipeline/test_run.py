@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import evergrad
 from evergrad.errors import ConfigError, NonFiniteLoss, SchemaMismatch
-from evergrad.metrics import accuracy
+from evergrad.metrics import Prequential, accuracy, log_loss
 from evergrad.records import read_records
 from evergrad.testing import FakeClock
 from tests.pipeline.tasks import make_examples, pairs, seeded_model
@@ -65,6 +65,30 @@ def test_every_batch_leaves_a_record_with_what_the_observer_adds(tmp_path: Path)
     assert [r["version"] for r in found] == list(range(1, 51))
 
 
+def test_a_batch_is_scored_by_what_was_served_for_it_and_predicted_where_nothing_was(tmp_path: Path) -> None:
+    asked, seen, found = [], [], Prequential({"accuracy": accuracy, "log_loss": log_loss}, window=8)
+
+    def stream():
+        for number, (x, y) in enumerate(pairs(32)):
+            served = np.where(np.arange(4) == y[:, None], 9.0, 0.0).astype("f4") if number % 2 else None
+            yield evergrad.Batch(x, y, 0.0, served)
+
+    def predict(x):
+        asked.append(len(x))
+        return np.zeros((len(x), 4), "f4")
+
+    def observe(progress):
+        found.add(progress.outputs, progress.batch.y)
+        seen.append((progress.score, found.values()["accuracy_windowed"]))
+        return found.values()
+
+    run(tmp_path, stream=stream(), predict=predict, observe=observe, records=tmp_path / "records.jsonl")
+    assert asked == [8, 8]
+    assert [score for score, _ in seen][1::2] == [1.0, 1.0]
+    assert all(score == windowed < 1 for score, windowed in seen[::2])
+    assert [r["log_loss"] for r in read_records(tmp_path / "records.jsonl")][-1] == found.values()["log_loss"]
+
+
 def test_the_second_run_on_a_log_continues_it_while_a_replica_follows(tmp_path: Path) -> None:
     model = seeded_model()
     first = run(tmp_path, model=model)
@@ -90,7 +114,7 @@ def test_bad_predictions_hold_updates_and_the_next_good_one_carries_them(tmp_pat
         held.append(progress.held)
         versions.append(progress.updates)
 
-    found = run(tmp_path, stream=stream(), gate=evergrad.Gate(), observe=observe)
+    found = run(tmp_path, stream=stream(), gate=evergrad.Gate(alpha=1e-3, patience=64), observe=observe)
     assert not any(held[:600])
     assert sum(held[600:608]) >= 6
     assert not held[-1]

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from evergrad import Batch, EveryN, EverySeconds, History, Publisher, Replica, Trainer, Uniform
+from evergrad import Batch, EveryN, EverySeconds, History, Publisher, Replica, Trainer, Uniform, lineage
 from evergrad.errors import ConfigError, HistoryMismatch, NonFiniteLoss
+from evergrad.trigger import AnyOf, OnLoss
 from tests.pipeline.tasks import make_examples, seeded_model
 
 
 def make_trainer(
-    folder: Path, *, trigger=None, batch_size: int = 32, publisher=None, model=None, optimizer=None
+    folder: Path, *, trigger=None, batch_size: int = 32, publisher=None, model=None, optimizer=None, sampler=None
 ) -> Trainer:
     model = model or seeded_model()
     return Trainer(
@@ -21,7 +22,7 @@ def make_trainer(
         loss=cross_entropy,
         optimizer=optimizer or torch.optim.SGD(model.parameters(), 0.1),
         history=History(folder / "history"),
-        sampler=Uniform(seed=1),
+        sampler=sampler or Uniform(seed=1),
         trigger=trigger or EveryN(8),
         batch_size=batch_size,
         publisher=publisher,
@@ -129,8 +130,44 @@ def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> 
     assert step.published.elements > 2 * 10
     replica = Replica(f"file:{tmp_path / 'log'}")
     assert (replica.sync(), replica.digest) == (1, publisher.digest)
+    trainer.learn(batch(8, seed=3))
+    assert [lineage.blame(publisher.log, version).examples for version in (1, 2)] == [range(16), range(16, 24)]
 
 
 def test_a_batch_size_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size"):
         make_trainer(tmp_path, batch_size=0)
+
+
+class Learning(Uniform):
+    """A sampler that remembers what it is told."""
+
+    def learned(self, ids, losses) -> None:
+        self.told = ids, losses
+
+
+def test_a_sampler_that_learns_is_told_each_examples_loss_before_the_step(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sampler = Learning()
+    trainer = make_trainer(tmp_path, model=model, sampler=sampler, batch_size=12)
+    trainer.learn(batch(8, seed=1))
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    step = trainer.learn(batch(8, seed=2))
+    assert step is not None
+    ids, losses = sampler.told
+    assert ids[:8].tolist() == list(range(8, 16))
+    assert set(ids[8:].tolist()) < set(range(8))
+    x, y = (np.concatenate(both) for both in zip(make_examples(8, 1), make_examples(8, 2), strict=True))
+    model.load_state_dict(after)
+    with torch.no_grad():
+        expected = cross_entropy(model(torch.from_numpy(x[ids])), torch.from_numpy(y[ids]), reduction="none")
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert step.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_is_due_by_the_loss_that_is_told_and_restarts_all_counts(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, trigger=AnyOf(EveryN(24), OnLoss(above=2.0)))
+    taken = [trainer.learn(batch(8, seed), loss=loss) for seed, loss in enumerate((0.5, 3.9, 0.1, 0.1, 0.1))]
+    assert [step.new if step else None for step in taken] == [None, 16, None, None, 24]

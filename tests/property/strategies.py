@@ -13,6 +13,16 @@ SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 
 @st.composite
+def lineages(draw: st.DrawFn) -> range | None:
+    """What an update may say of the examples that it learned from."""
+    if draw(st.booleans()):
+        return None
+    most = (1 << 63) - 1
+    first = draw(st.integers(0, 300) | st.integers(0, most - 1))
+    return range(first, first + draw(st.integers(1, min(300, most - first)) | st.integers(1, most - first)))
+
+
+@st.composite
 def schemas(draw: st.DrawFn) -> Schema:
     kinds = draw(st.lists(st.tuples(st.sampled_from(list(STORAGE)), SHAPES), max_size=6))
     tensors = [(f"t{i}", dtype, shape) for i, (dtype, shape) in enumerate(kinds)]

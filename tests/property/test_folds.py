@@ -15,6 +15,7 @@ from evergrad.log.folds import absolute, absolute_once, concatenate, smallest_fo
 from evergrad.schema import Schema
 from evergrad.update import Differences, Section, State, Steps, Update, Values
 from tests.builders import copy_of, equal_states, new_state, steps, update_of, values
+from tests.property.strategies import lineages
 
 SCHEMA = Schema([("w", "F32", (600,)), ("n", "I64", (8,)), ("h", "BF16", (16,)), ("on", "BOOL", (3,))])
 PARTS = {group.dtype: (group.start, group.stop) for group in SCHEMA.groups}
@@ -45,7 +46,8 @@ def chains(draw: st.DrawFn) -> tuple[State, list[Update]]:
     state, updates = copy_of(start), []
     for version in range(draw(st.integers(1, 6))):
         found = draw(st.lists(moves(), max_size=4))
-        update = update_of(state, version, *found, newest_us=draw(st.integers(0, 9)))
+        examples = draw(lineages())
+        update = update_of(state, version, *found, newest_us=draw(st.integers(0, 9)), examples=examples)
         state.commit(state.check(update, version))
         updates.append(update)
     return start, updates
@@ -61,12 +63,18 @@ def test_every_form_of_a_fold_leads_where_its_updates_do(chain: tuple[State, lis
     fold = decode(joined, SCHEMA)
     assert (fold.base_version, fold.version) == (0, len(updates))
     assert fold.newest_us == next((u.newest_us for u in reversed(updates) if u.newest_us), 0)
+    told = [update.examples for update in updates if update.examples is not None]
+    assert (fold.examples is None) == (not told)
+    for at in (-1, 0) if fold.examples else ():
+        assert any(examples[at] == fold.examples[at] for examples in told)
+        assert all(examples[at] in fold.examples for examples in told)
     forms = [fold, *(replace(fold, sections=tuple(f(fold.sections, after))) for f in (absolute, absolute_once))]
     for state in (after, None):
         smallest = smallest_fold(joined, SCHEMA, state)
         assert smallest is not None
         assert len(smallest) <= len(joined)
         forms.append(decode(smallest, SCHEMA))
+        assert forms[-1].examples == fold.examples
     for form in forms:
         found = copy_of(start)
         found.commit(found.check(decode(encode(form), SCHEMA), 0))

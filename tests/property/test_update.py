@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evergrad.codec import compact, decode, decode_snapshot, encode, encode_snapshot
+from evergrad.codec import compact, decode, decode_header, decode_snapshot, encode, encode_snapshot
 from evergrad.schema import Schema
 from evergrad.update import Change, Section, State, Steps, Values, compose, digest, values_of
 from tests.builders import copy_of, equal_states, new_state, snapshot_of, update_of
-from tests.property.strategies import moves, schemas
+from tests.property.strategies import lineages, moves, schemas
 
 Moves = tuple[State, list[list[Section]]]
 
@@ -23,16 +23,17 @@ def test_kept_digest_is_the_full_one_after_every_update(case: Moves) -> None:
         assert state.digest == digest(state.schema, state.arrays)
 
 
-@given(moves())
-def test_replica_that_reads_bytes_holds_what_the_publisher_holds(case: Moves) -> None:
+@given(moves(), lineages())
+def test_replica_that_reads_bytes_holds_what_the_publisher_holds(case: Moves, examples: range | None) -> None:
     publisher, bundles = case
     replica = decode_snapshot(encode_snapshot(snapshot_of(publisher, 0)), publisher.schema).state
     for version, bundle in enumerate(bundles):
-        update = update_of(publisher, version, *bundle)
+        update = update_of(publisher, version, *bundle, examples=examples)
         publisher.commit(publisher.check(update, version))
         data = encode(update)
         read = decode(data, replica.schema)
         assert encode(read) == data
+        assert read.examples == decode_header(data).examples == examples
         replica.commit(replica.check(read, version))
         assert equal_states(replica, publisher)
 

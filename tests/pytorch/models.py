@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from evergrad import Replica
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.update import digest
 
 INPUT_SHAPE = (3, 4, 4)
@@ -126,7 +127,8 @@ def batches(seed: int = 7) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def loss_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.mse_loss(model(x)[:, :2].float(), y)
+    device = next(model.parameters()).device
+    return F.mse_loss(model(x.to(device))[:, :2].float(), y.to(device))
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 7) -> Iterator[int]:
@@ -150,7 +152,8 @@ def idle(optimizer: torch.optim.Optimizer, steps: int) -> Iterator[int]:
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The elements in row-major order, as their bytes."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes()
+    here = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return here.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def state_bits(model: nn.Module) -> dict[str, bytes]:

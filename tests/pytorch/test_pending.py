@@ -52,12 +52,14 @@ def test_a_run_leads_where_its_moves_led(count: int) -> None:
 def test_runs_join(monkeypatch: pytest.MonkeyPatch) -> None:
     state, first, second = zeros(), Pending(SCHEMA, 1000), Pending(SCHEMA, 1000)
     first.newest_us, second.newest_us = 5, 3
+    first.examples, second.examples = range(8, 16), range(24, 32)
     moves(state, first, 200, seed=1)
     moves(state, second, 200, seed=2)
     joined = Pending(SCHEMA, 1000)
     joined.extend(first)
     joined.extend(second)
     assert joined.newest_us == 5
+    assert joined.examples == range(8, 32)
     assert leads_to(joined, state)
 
 
@@ -70,7 +72,9 @@ def test_a_run_that_grows_too_long_is_lost_but_knows_where_it_leads(monkeypatch:
     assert (run.digest_before, run.digest_after) == (zeros().digest, state.digest)
     later = Pending(SCHEMA, 50)
     moves(state, later, 1, seed=3)
+    later.examples = range(3, 4)
     run.extend(later)
+    assert run.examples == range(3, 4), "readers take the snapshot of its version, which has learned from it"
     assert run.lost
     assert run.digest_after == state.digest
     fresh = Pending(SCHEMA, 50)

@@ -13,7 +13,8 @@ from torch import nn
 
 import evergrad
 from evergrad.errors import OptimizerAttached
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.testing import FakeClock
 from tests.pytorch.models import (
     FORWARDS,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import evergrad
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.update import Differences, Steps
 from tests.pytorch.models import (
     FORWARDS,

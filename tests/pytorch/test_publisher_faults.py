@@ -6,7 +6,8 @@ import pytest
 
 import evergrad
 from evergrad.errors import LogUnavailable
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.testing import FakeClock
 from tests.pytorch.models import FORWARDS, assert_equal, batch_norm, linear, sgd, state_bits, train
 from tests.pytorch.stores import faulty_log, snapshot_name, update_name

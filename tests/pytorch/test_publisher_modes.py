@@ -16,8 +16,9 @@ import evergrad
 from evergrad.errors import ConfigError, NonFiniteWeights, WeightsChanged
 from evergrad.pytorch import mover, tables
 from evergrad.pytorch.mover import ValuesAs
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
 from evergrad.pytorch.select import GlobalTopK, LayerTopK, RandomK, Selector, Threshold
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.tables import Table, find_tables
 from evergrad.testing import FakeClock
 from tests.pytorch.models import (

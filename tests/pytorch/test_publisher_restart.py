@@ -11,7 +11,8 @@ from torch import nn
 import evergrad
 from evergrad.errors import CorruptRecord, LogUnavailable, WriterConflict
 from evergrad.log.layout import UpdateLog
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.testing import FakeClock, FaultyStore
 from tests.pytorch.models import FORWARDS, assert_equal, batch_norm, deployed_bits, linear, sgd, state_bits, train
 from tests.pytorch.stores import faulty_log, snapshot_name, update_name

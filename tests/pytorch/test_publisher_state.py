@@ -11,7 +11,8 @@ from torch import nn
 
 import evergrad
 from evergrad.errors import NonFiniteWeights, SchemaMismatch
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from tests.pytorch.models import FORWARDS, assert_equal, batch_norm, deployed_bits, linear, loss_of, sgd, train
 
 Checkpoint = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]

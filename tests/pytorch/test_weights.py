@@ -8,7 +8,8 @@ from torch import nn
 
 import evergrad
 from evergrad.errors import NonFiniteWeights, SchemaMismatch, WeightsChanged
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from tests.pytorch.models import (
     FORWARDS,
     OPTIMIZERS,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,8 @@ import evergrad
 from evergrad.errors import LogUnavailable, WriterConflict
 from evergrad.log.layout import UpdateLog
 from evergrad.pytorch import pending, writer
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.writer import MOST_WAITING, Published
 from evergrad.testing import FaultyStore
 from tests.pytorch.models import FORWARDS, MODELS, assert_equal, batch_norm, linear, sgd, state_bits, train
@@ -227,3 +232,60 @@ def test_the_thread_ends_with_the_publisher(url: str) -> None:
     assert [thread.name for thread in own] == ["evergrad-writer"]
     publisher.close()
     assert not any(thread.is_alive() for thread in own)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_thread_ends_with_a_publisher_that_nobody_closed(
+    gone: bool, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer.logger, "disabled", True)  # what the tests keep of a log holds errors and their frames
+    thread = thread_of_a_dropped_publisher(url, gone)
+    tries = 0
+    while thread.is_alive() and tries < 20:
+        gc.collect()
+        thread.join(0.1)
+        tries += 1
+    assert not thread.is_alive()
+
+
+LEFT_OPEN = """
+import atexit, sys
+atexit.register(lambda: sys.argv[2] == "close" and publisher.close())
+import evergrad
+from torch import nn, optim
+model = nn.Linear(40, 30)
+optimizer = optim.SGD(model.parameters(), 0.1)
+publisher = evergrad.Publisher(model, optimizer, sys.argv[1], background=True)
+for step in range(5):
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach() + 1
+    optimizer.step()
+    if step < 4:
+        publisher.publish()
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "leave"])
+def test_a_process_ends_whether_its_publisher_is_closed_at_exit_or_not(how: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LEFT_OPEN, str(tmp_path / "log"), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    version = evergrad.Replica(str(tmp_path / "log")).sync()
+    assert version == 5 if how == "close" else 0 <= version <= 5
+
+
+def thread_of_a_dropped_publisher(url: str, gone: bool) -> threading.Thread:
+    before = set(threading.enumerate())
+    store, log = faulty_log(url)
+    model = linear()
+    publisher, optimizer = beside(model, log)
+    (thread,) = set(threading.enumerate()) - before
+    store.fail_create = All() if gone else set()
+    for _ in train(model, optimizer, 3):
+        publisher.publish()
+    if gone:
+        with pytest.raises(LogUnavailable):
+            publisher.flush()
+    else:
+        publisher.flush()
+    return thread

@@ -18,6 +18,7 @@ from evergrad.codec import (
     encode,
     encode_snapshot,
     encoded_bytes,
+    split,
     with_header,
 )
 from evergrad.codec.rice import Reader, read_rice, varint, write_rice
@@ -48,7 +49,7 @@ def same_section(mine: Section, other: Section) -> bool:
 
 
 def same_update(mine: Update, other: Update) -> bool:
-    fields = ("base_version", "version", "run", "schema", "digest_before", "digest_after", "newest_us")
+    fields = ("base_version", "version", "run", "schema", "digest_before", "digest_after", "newest_us", "examples")
     sections = [section for section in mine.sections if len(section.indices)]
     return all(getattr(mine, f) == getattr(other, f) for f in fields) and all(
         same_section(a, b) for a, b in zip(sections, other.sections, strict=True)
@@ -101,6 +102,15 @@ def test_header_is_read_without_the_body_and_written_around_one() -> None:
     assert with_header(update, data[HEADER_BYTES:]) == data
     moved = with_header(replace(update, version=9, base_version=2), data[HEADER_BYTES:])
     assert same_update(decode(moved, small_schema()), replace(update, version=9, base_version=2))
+
+
+def test_lineage_costs_few_bytes_and_is_no_part_of_the_body() -> None:
+    update = header_of(steps([1, 2]))
+    plain, told = encode(update), encode(replace(update, examples=range(1_000_000, 1_000_128)))
+    assert len(told) == len(plain) + 3 + 2
+    assert split(told)[1] == split(plain)[1] == plain[HEADER_BYTES:]
+    assert same_update(split(told)[0], replace(header_of(), examples=range(1_000_000, 1_000_128)))
+    assert encode(replace(update, examples=range(7, 7))) == plain
 
 
 def test_compact_takes_whichever_is_shorter() -> None:

@@ -35,8 +35,8 @@ def refused(call: Any, *args: Any) -> tuple[str, str]:
 
 def test_toml_is_read(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('[gate]\nratio = 3\nname = "ü"\n', encoding="utf-8")
-    assert load_toml(path) == {"gate": {"ratio": 3, "name": "ü"}}
+    path.write_text('[gate]\npatience = 3\nname = "ü"\n', encoding="utf-8")
+    assert load_toml(path) == {"gate": {"patience": 3, "name": "ü"}}
 
 
 @pytest.mark.parametrize("content", [None, b"[gate", b"name = '\xff'"], ids=["missing", "no toml", "no utf-8"])
@@ -50,8 +50,9 @@ def test_toml_that_cannot_be_read_is_told_by_its_path(tmp_path: Path, content: b
 def test_table_becomes_the_dataclass_with_its_defaults() -> None:
     assert build(Settings, {"size": 3, "names": ["a"]}) == Settings(size=3, rate=0.5, names=["a"])
     assert build(Settings, {"size": 3, "rate": 2}).rate == 2.0
-    assert build(Gate, {"ratio": 3}) == Gate(ratio=3.0)
-    assert build(EveryN, {"n": 4}).inform(4, 0.0)
+    assert build(EveryN, {"n": 4}) == EveryN(4)
+    assert build(Window, {"seconds": 3}) == Window(seconds=3.0)
+    assert build(Gate, {"tolerance": 3}) == Gate(tolerance=3.0)
     assert build(EverySeconds, {"seconds": 4}) == EverySeconds(4.0)
 
 
@@ -78,7 +79,7 @@ def test_value_out_of_range_is_told_by_its_owner() -> None:
 
 
 def test_kind_says_which_of_several() -> None:
-    assert build_one_of(SAMPLERS, {"kind": "window", "size": 5, "seed": 2}, "sampler") == Window(5, 2)
+    assert build_one_of(SAMPLERS, {"kind": "window", "size": 5, "seed": 2}, "sampler") == Window(size=5, seed=2)
     assert build_one_of(SAMPLERS, {"kind": "uniform"}, "sampler") == Uniform()
     for table in ({}, {"kind": "best"}, {"kind": 3}):
         key, problem = refused(build_one_of, SAMPLERS, table, "sampler")

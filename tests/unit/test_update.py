@@ -20,6 +20,7 @@ from evergrad.update import (
     differences,
     digest,
     from_ordered,
+    hull,
     mix,
     to_ordered,
     values_of,
@@ -361,3 +362,18 @@ def test_digest_is_that_of_a_scalar_compiled_twin_in_either_byte_order() -> None
 def test_scale_is_rounded_to_float32_where_it_is_applied() -> None:
     moved = applied(zeros(small_schema()), Steps(np.array([0]), np.array([False]), 0.1))
     assert moved.arrays[0][0] == np.float32(0.1)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ([], None),
+        ([None, None], None),
+        ([None, range(5, 5)], None),
+        ([range(5, 8), None], range(5, 8)),
+        ([range(7, 9), range(2, 3)], range(2, 9)),
+        ([range(2, 9), range(3, 4)], range(2, 9)),
+    ],
+)
+def test_hull_is_the_shortest_range_that_holds_all(ranges: list[range | None], expected: range | None) -> None:
+    assert hull(ranges) == expected

@@ -56,6 +56,20 @@ export class ByteReader {
       check(unit < 2 ** 56, `${what} is out of range`);
     }
   }
+
+  /** Unsigned LEB128 below 2^63, as a BigInt. */
+  wideVarint(what) {
+    let value = 0n;
+    for (let shift = 0n; ; shift += 7n) {
+      const byte = this.u8();
+      value |= BigInt(byte & 0x7f) << shift;
+      if (byte < 0x80) {
+        check(byte > 0 || shift === 0n, `${what} is written in more bytes than it needs`);
+        return value;
+      }
+      check(shift < 56n, `${what} is out of range`);
+    }
+  }
 }
 
 /** Reads bits from the high end of each byte; `finish` moves the bytes' reader behind them. */

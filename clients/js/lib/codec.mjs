@@ -9,7 +9,8 @@ import { xxh64 } from "./xxhash64.mjs";
 
 export const FORMAT = 1;
 const HEADER_BYTES = 64;
-const MAX_VERSION = 2n ** 63n;
+const BELOW = 2n ** 63n; // versions, and numbers of examples
+const LINEAGE = 1; // a flag
 const MAX_LEVEL = 63;
 const MAX_COUNT = 2 ** 40;
 
@@ -21,8 +22,8 @@ const RUNS = 8;
  *
  * @param {Uint8Array} bytes
  * @param {Schema} schema
- * @returns {{span, version, baseVersion, run, schema, digestBefore, digestAfter, newestUs, sections}} 64-bit fields are
- *   BigInt; a section is {kind, group, indices (in the group), and steps, values or shift and differences}.
+ * @returns {{span, version, baseVersion, run, schema, digestBefore, digestAfter, newestUs, examples, sections}} 64-bit
+ *   fields are BigInt; examples is {first, count}, or undefined where it is not said; a section is {kind, group, indices (in the group), and steps, values or shift and differences}.
  * @throws {CorruptRecord | UnsupportedFormat | BaseMismatch} the last where it belongs to another model
  */
 export function decodeUpdate(bytes, schema) {
@@ -38,6 +39,7 @@ export function decodeUpdate(bytes, schema) {
   if (update.schema !== schema.short) {
     throw new BaseMismatch(`the update is for schema ${hex(update.schema)}, this model has ${hex(schema.short)}`);
   }
+  if (bytes[3] & LINEAGE) update.examples = readExamples(reader);
   update.sections = [];
   while (reader.left > 0) update.sections.push(readSection(reader, schema));
   return update;
@@ -47,10 +49,17 @@ function readHeader(view) {
   const [version, run, schema, digestBefore, digestAfter, newestUs] = [16, 24, 32, 40, 48, 56].map((at) =>
     view.getBigUint64(at, true));
   const span = view.getUint32(4, true);
-  check(view.getUint8(3) === 0, "flags are 0");
-  check(version < MAX_VERSION, "a version is below 2^63");
+  check((view.getUint8(3) & ~LINEAGE) === 0, "flags but the first are 0");
+  check(version < BELOW, "a version is below 2^63");
   check(span >= 1 && BigInt(span) <= version, "an update spans at least one version, and none below 0");
   return { span, version, baseVersion: version - BigInt(span), run, schema, digestBefore, digestAfter, newestUs };
+}
+
+function readExamples(reader) {
+  const first = reader.wideVarint("the first example");
+  const count = reader.wideVarint("a count of examples");
+  check(count >= 1n && first + count < BELOW, "a range of examples is out of range");
+  return { first, count };
 }
 
 function readSection(reader, schema) {

@@ -43,6 +43,37 @@ test("steps", () => {
   assert.deepEqual([...section.steps], [0.5, -0.5]);
 });
 
+const learnedFrom = (lineage, rest = STEPS) =>
+  decodeUpdate(updateBytes(STATE, [...lineage, ...rest], { flags: 1 }), SCHEMA);
+
+test("lineage", () => {
+  assert.equal(decode(STEPS).examples, undefined);
+  const { examples, sections: [section] } = learnedFrom([0xc0, 0x07, 8]);
+  assert.deepEqual(examples, { first: 960n, count: 8n });
+  assert.deepEqual([...section.indices], [5, 9]);
+  const most = [...Array(8).fill(0xff), 0x7f];
+  assert.deepEqual(learnedFrom([0, ...most]).examples, { first: 0n, count: 2n ** 63n - 1n });
+  assert.deepEqual(learnedFrom([0xfe, ...most.slice(1), 1], []).examples, { first: 2n ** 63n - 2n, count: 1n });
+});
+
+const NO_RANGE = {
+  "no examples": [5, 0],
+  "examples up to 2^63": [...Array(8).fill(0xff), 0x7f, 1],
+  "a first example of 64 bits": [...Array(9).fill(0xff), 1, 1],
+  "a first example in too many bytes": [0x85, 0, 1],
+  "a count of examples in too many bytes": [5, 0x81, 0],
+};
+
+for (const [rule, lineage] of Object.entries(NO_RANGE)) {
+  test(`refused: ${rule}`, () => assert.throws(() => learnedFrom(lineage), CorruptRecord));
+}
+
+for (const cut of [[], [5], [0x85], [5, 0x81]]) {
+  test(`refused: lineage cut to ${cut.length} bytes, ${cut}`, () => {
+    assert.throws(() => learnedFrom(cut, []), CorruptRecord);
+  });
+}
+
 test("steps with levels", () => {
   const { sections: [section] } = decode([0x11, 2, ...HALF, ...INDICES, ...bits("01"), ...rice(0, "0001 1")]);
   assert.deepEqual([...section.steps], [4, -0.5]);
@@ -107,7 +138,8 @@ const HEADERS = {
   "another magic": [1, 0x48, CorruptRecord],
   "format 0": [2, 0, CorruptRecord],
   "format 2": [2, 2, UnsupportedFormat],
-  "flags": [3, 1, CorruptRecord],
+  "flags": [3, 2, CorruptRecord],
+  "flags beside the one of lineage": [3, 0x81, CorruptRecord],
   "span of none": [4, 0, CorruptRecord],
   "span from below 0": [4, 9, CorruptRecord],
   "version of 2^63": [23, 0x80, CorruptRecord],

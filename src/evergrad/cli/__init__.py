@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from evergrad.cli.console import ago, named_errors, progress, stdout, table_of_facts
+from evergrad.cli.doctor import examine
 from evergrad.cli.log import log_app
 from evergrad.config import import_object
 from evergrad.errors import ConfigError, EvergradError
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(log_app, name="log")
+app.command("doctor")(examine)
 
 
 @app.command()

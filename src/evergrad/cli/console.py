@@ -16,7 +16,14 @@ from evergrad.errors import EvergradError, MissingDependency
 P = ParamSpec("P")
 T = TypeVar("T")
 stdout = Console(highlight=False)
-_EXTRA_OF = {"torch": "torch", "kserve": "serve", "matplotlib": "report", "sklearn": "demo", "scipy": "demo"}
+_EXTRA_OF = {
+    "torch": "torch",
+    "kserve": "serve",
+    "matplotlib": "report",
+    "sklearn": "demo",
+    "scipy": "demo",
+    "river": "drift",
+}
 
 
 def named_errors(command: Callable[P, T]) -> Callable[P, T]:

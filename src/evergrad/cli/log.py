@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from evergrad import maintain
+from evergrad import lineage, maintain
 from evergrad.cli.console import ago, named_errors, progress, stdout, table_of_facts
 from evergrad.errors import ConfigError, LogNotFound, ReadOnlyLog
 from evergrad.log import UpdateLog, open_log
@@ -18,6 +19,9 @@ from evergrad.replica import Replica
 
 log_app = typer.Typer(help="Looks into update logs, and looks after them.", no_args_is_help=True)
 Log = Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)]
+_NOT_SAID = "not said"
+_MOST_TENSORS = 5
+_LAST_DATE_US = 253_402_300_799_000_000  # the end of the year 9999
 _NOT_LISTED = "not listed: this kind of place can only be read by name"
 
 
@@ -45,14 +49,60 @@ def show(
     }.items():
         summary.add_row(key, value)
     stdout.print(summary)
-    rows = Table("version", "run", "elements", "bytes", "digest", box=None, pad_edge=False)
+    rows = Table("version", "run", "elements", "bytes", "digest", "examples", box=None, pad_edge=False)
     for number in range(max(1, version - last + 1), version + 1):
         found = opened.read(number)
         if found is not None:
             update, size = found
             cells = f"{update.run:016x}", f"{update.elements:,}", f"{size:,}", f"{update.digest_after:016x}"
-            rows.add_row(str(number), *cells)
+            rows.add_row(str(number), *cells, _ids(update.examples))
     stdout.print(rows)
+
+
+@log_app.command("blame")
+@named_errors
+def blame(
+    log: Log,
+    version: Annotated[int | None, typer.Argument(help="The version to explain.", show_default=False)] = None,
+    example: Annotated[
+        int | None, typer.Option(help="Instead: the first version that learned from it, by its number in the history.")
+    ] = None,
+) -> None:
+    """Shows which examples led to a version, and what they moved. Status 1 where no version names the example."""
+    if (version is None) == (example is None):
+        raise ConfigError("VERSION", "name a version or an --example, one of the two")
+    opened = _opened(log)
+    if version is None:
+        version = _first_to_name(opened, example or 0)
+    found = lineage.blame(opened, version)
+    count = "" if found.examples is None else f", {len(found.examples):,} in all"
+    summary = table_of_facts()
+    for key, value in {
+        "version": str(version),
+        "examples": _ids(found.examples) + count,
+        "newest arrived": _moment(found.newest_us),
+        "run": f"{found.run:016x}",
+        "moved": f"{found.elements:,} elements in {len(found.moved)} tensors, {found.update_bytes:,} bytes",
+    }.items():
+        summary.add_row(key, value)
+    for name, elements in found.moved[:_MOST_TENSORS]:
+        summary.add_row("", f"{name}: {elements:,}")
+    if len(found.moved) > _MOST_TENSORS:
+        rest = found.moved[_MOST_TENSORS:]
+        summary.add_row("", f"{len(rest)} others: {sum(elements for _, elements in rest):,}")
+    stdout.print(summary)
+
+
+def _first_to_name(log: UpdateLog, example: int) -> int:
+    with _observed("versions") as observe:
+        found = lineage.first_to_name(log, example, observe)
+    if found.unread:
+        typer.echo(f"passed over, for they cannot be read: versions {_numbers(list(found.unread))}", err=True)
+    if found.version is None:
+        held = f"of {found.searched.start} to {found.searched.stop - 1} " if found.searched else ""
+        typer.echo(f"no version {held}says that it learned from example {example}")
+        raise typer.Exit(1)
+    return found.version
 
 
 @log_app.command("verify")
@@ -159,6 +209,18 @@ def _listed(tell: Callable[[], str]) -> str:
         return tell()
     except ReadOnlyLog:
         return _NOT_LISTED
+
+
+def _ids(examples: range | None) -> str:
+    if examples is None:
+        return _NOT_SAID
+    return f"{examples.start}-{examples.stop - 1}" if len(examples) > 1 else str(examples.start)
+
+
+def _moment(us: int) -> str:
+    if not 0 < us <= _LAST_DATE_US:
+        return _NOT_SAID if us == 0 else f"{us} microseconds after 1970"
+    return datetime.fromtimestamp(us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
 
 
 def _numbers(versions: list[int]) -> str:

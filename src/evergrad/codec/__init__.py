@@ -13,7 +13,16 @@ from evergrad.codec.snapshot import (
     read_snapshot,
     snapshot_pieces,
 )
-from evergrad.codec.wire import HEADER_BYTES, compact, decode, decode_header, encode, encoded_bytes, with_header
+from evergrad.codec.wire import (
+    HEADER_BYTES,
+    compact,
+    decode,
+    decode_header,
+    encode,
+    encoded_bytes,
+    split,
+    with_header,
+)
 
 __all__ = [
     "HEADER_BYTES",
@@ -28,5 +37,6 @@ __all__ = [
     "encoded_bytes",
     "read_snapshot",
     "snapshot_pieces",
+    "split",
     "with_header",
 ]

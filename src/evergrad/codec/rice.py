@@ -47,7 +47,7 @@ class Reader:
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
         if count > len(self.data) - self.offset:
-            raise self.fail(f"a section ends {count - len(self.data) + self.offset} bytes early")
+            raise self.fail(f"it ends {count - len(self.data) + self.offset} bytes early")
         self.offset += count
         return self.data[self.offset - count : self.offset]
 

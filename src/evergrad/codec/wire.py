@@ -26,6 +26,7 @@ HEADER_BYTES = 64
 _MAGIC = b"EG"
 _HEADER = struct.Struct("<2sBBIQQQQQQQ")
 _CHECKSUM = slice(8, 16)
+_LINEAGE = 1  # the flag: the range of examples follows the header
 _DTYPES = tuple(STORAGE)
 _STEPS, _LEVELS, _VALUES, _DIFFERENCES = range(4)
 _RUNS = 8  # a bit of the kind: indices are told as runs
@@ -49,14 +50,18 @@ def encoded_bytes(sections: Iterable[Section]) -> int:
 
 def with_header(update: Update, body: bytes) -> bytes:
     """The bytes of an update whose sections are encoded already: `body` stands for `update.sections`."""
-    header = bytearray(
+    flags, lineage = 0, b""
+    if update.examples:
+        flags, lineage = _LINEAGE, varint(update.examples.start) + varint(len(update.examples))
+    head = bytearray(
         _HEADER.pack(
-            _MAGIC, FORMAT, 0, update.version - update.base_version, 0, update.version, update.run, update.schema,
+            _MAGIC, FORMAT, flags, update.version - update.base_version, 0, update.version, update.run, update.schema,
             update.digest_before, update.digest_after, update.newest_us,
         )
     )  # fmt: skip
-    header[_CHECKSUM] = _checksum(bytes(header), body)
-    return bytes(header) + body
+    head += lineage
+    head[_CHECKSUM] = _checksum(bytes(head), body)
+    return bytes(head) + body
 
 
 def decode(data: bytes, schema: Schema, name: str = "update") -> Update:
@@ -66,8 +71,7 @@ def decode(data: bytes, schema: Schema, name: str = "update") -> Update:
         CorruptRecord: truncated, altered, or not an update of such a model.
         UnsupportedFormat: written by a newer release.
     """
-    header = decode_header(data, name)
-    reader = Reader(data, HEADER_BYTES, name)
+    header, reader = _open(data, name)
     sections = []
     while reader.offset < len(data):
         sections.append(_decode_section(reader, schema.elements))
@@ -80,11 +84,32 @@ def decode_header(data: bytes, name: str = "update") -> Update:
     Raises:
         CorruptRecord, UnsupportedFormat: as `decode`.
     """
-    span, version, run, fingerprint, before, after, newest_us = _read_header(data, name)
-    return Update(
+    return _open(data, name)[0]
+
+
+def split(data: bytes, name: str = "update") -> tuple[Update, bytes]:
+    """As `decode_header`, and the bytes of the sections: what `with_header` puts together."""
+    header, reader = _open(data, name)
+    return header, data[reader.offset :]
+
+
+def _open(data: bytes, name: str) -> tuple[Update, Reader]:
+    """An update without its sections, and a reader that stands before them."""
+    flags, span, version, run, fingerprint, before, after, newest_us = _read_header(data, name)
+    reader = Reader(data, HEADER_BYTES, name)
+    header = Update(
         base_version=version - span, version=version, run=run, schema=fingerprint, digest_before=before,
         digest_after=after, newest_us=newest_us, sections=(),
+        examples=_read_examples(reader) if flags & _LINEAGE else None,
     )  # fmt: skip
+    return header, reader
+
+
+def _read_examples(reader: Reader) -> range:
+    first, count = reader.varint(), reader.varint()
+    if not count or first + count >= 1 << 63:
+        raise reader.fail(f"it learned from {count} examples from {first} on, as no writer writes")
+    return range(first, first + count)
 
 
 def _read_header(data: bytes, name: str) -> tuple[int, ...]:
@@ -97,11 +122,11 @@ def _read_header(data: bytes, name: str) -> tuple[int, ...]:
     header[_CHECKSUM] = bytes(8)
     if data[_CHECKSUM] != _checksum(bytes(header), data[HEADER_BYTES:]):
         raise CorruptRecord(name, f"the checksum of its {len(data)} bytes is wrong (truncated or altered)")
-    if form != FORMAT or flags:
+    if form != FORMAT or flags & ~_LINEAGE:
         raise CorruptRecord(name, f"format {form} with flags {flags}, as no writer writes")
     if not 0 < span <= fields[0] < 1 << 63:
         raise CorruptRecord(name, f"version {fields[0]} from {span} versions before")
-    return span, *fields
+    return flags, span, *fields
 
 
 def _checksum(header: bytes, body: bytes) -> bytes:

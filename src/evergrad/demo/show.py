@@ -23,7 +23,8 @@ from evergrad.gate import Gate
 from evergrad.history import History
 from evergrad.metrics import Running, Windowed, accuracy
 from evergrad.pipeline import Progress, RunSummary, run
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.settings import Forward
 from evergrad.records import read_records
 from evergrad.report import Plot, draw, write_report
 from evergrad.sampling import Uniform

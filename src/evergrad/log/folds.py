@@ -20,10 +20,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from evergrad.codec import HEADER_BYTES, decode, decode_header, encode, with_header
+from evergrad.codec import decode, encode, split, with_header
 from evergrad.errors import CorruptRecord
 from evergrad.schema import Schema
-from evergrad.update import Section, State, Steps, Values
+from evergrad.update import Section, State, Steps, Values, hull
 from evergrad.update.digest import Indices, union
 
 FOLD_BASE = 16
@@ -38,7 +38,7 @@ def concatenate(parts: Sequence[bytes]) -> bytes:
         CorruptRecord: one of them is damaged, or does not start where the one before ended.
         UnsupportedFormat: one was written by a newer release.
     """
-    headers = [decode_header(part) for part in parts]
+    headers, bodies = zip(*map(split, parts), strict=True)
     for before, after in itertools.pairwise(headers):
         if (before.version, before.schema, before.digest_after) != (
             after.base_version,
@@ -51,8 +51,9 @@ def concatenate(parts: Sequence[bytes]) -> bytes:
         base_version=headers[0].base_version,
         digest_before=headers[0].digest_before,
         newest_us=next((header.newest_us for header in reversed(headers) if header.newest_us), 0),
+        examples=hull(header.examples for header in headers),
     )
-    return with_header(folded, b"".join(part[HEADER_BYTES:] for part in parts))
+    return with_header(folded, b"".join(bodies))
 
 
 def smallest_fold(joined: bytes, schema: Schema, state: State | None) -> bytes | None:

@@ -225,12 +225,17 @@ class UpdateLog:
 
     def _read_update(self, name: str, first: int, last: int) -> tuple[Update, int] | None:
         data = self.store.read(name)
-        if data is None:
-            return None
-        update = decode(data, self.schema, name)
-        if (update.base_version, update.version) != (first, last):
-            raise CorruptRecord(name, f"it holds version {update.version}, from {update.base_version}")
-        return update, len(data)
+        return None if data is None else (_between(decode(data, self.schema, name), first, last, name), len(data))
+
+    def read_header(self, first: int, last: int) -> Update | None:
+        """The update (where that is one version) or fold from `first` to `last`, without its sections; None: none.
+
+        Raises:
+            CorruptRecord, UnsupportedFormat: there is one, and it cannot be read.
+        """
+        name = _update_name(last) if last - first == 1 else _fold_name(first, last)
+        data = self.store.read(name)
+        return None if data is None else _between(decode_header(data, name), first, last, name)
 
     def write_folds(self, version: int, state: State | None = None) -> int:
         """Writes the folds that end with `version`; gives the bytes written.
@@ -349,7 +354,7 @@ class UpdateLog:
         names = (re.fullmatch(r"folds/(\d{12,})-(\d{12,})\.eg", name) for name in self.store.names("folds"))
         return sorted((int(match[1]), int(match[2])) for match in names if match)
 
-    def prune(self, keep_versions: int) -> list[str]:
+    def prune(self, keep_versions: int, newest: int | None = None) -> list[str]:
         """Deletes what no reader within the window needs, and gives the names of that.
 
         A reader that holds any of the last `keep_versions` versions, or begins with the snapshot that `latest.json`
@@ -357,21 +362,22 @@ class UpdateLog:
 
         Args:
             keep_versions: the window, in versions before the newest one.
+            newest: that version; default: the log's. One that goes on from a checkpoint counts from its own.
 
         Raises:
             LogUnavailable: the store failed; what is deleted by then is not needed either.
         """
-        names = self.prunable(keep_versions)
+        names = self.prunable(keep_versions, newest)
         for name in names:
             self.store.delete(name)
         return names
 
-    def prunable(self, keep_versions: int) -> list[str]:
+    def prunable(self, keep_versions: int, newest: int | None = None) -> list[str]:
         """The names of what `prune` would delete."""
         latest, updates = self._own_latest(), self.updates()
         if latest is None or not updates:
             return []
-        floor = min(latest.snapshot, updates[-1] - keep_versions)
+        floor = min(latest.snapshot, (updates[-1] if newest is None else newest) - keep_versions)
         names = [_snapshot_name(version) for version in self.snapshots() if version < floor]
         names += [_fold_name(first, last) for first, last in self.folds() if first < floor]
         return names + [_update_name(version) for version in updates if version <= floor]
@@ -381,6 +387,12 @@ def _expect(snapshot: Snapshot, version: int) -> Snapshot:
     if snapshot.version != version:
         raise CorruptRecord(_snapshot_name(version), f"it holds version {snapshot.version}")
     return snapshot
+
+
+def _between(update: Update, first: int, last: int, name: str) -> Update:
+    if (update.base_version, update.version) != (first, last):
+        raise CorruptRecord(name, f"it holds version {update.version}, from {update.base_version}")
+    return update
 
 
 def _decode_root(data: bytes) -> _Root:

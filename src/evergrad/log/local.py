@@ -151,6 +151,16 @@ class LocalStore:
         """What tells that something appeared in `folder`; None where this machine cannot tell."""
         return watch_folder(self._path(folder))
 
+    def may_write(self, access: Callable[[str, int], bool] = os.access) -> bool:
+        """Whether permissions let this process write here. Only a write tells whether the disk and its kind do, too.
+
+        Raises:
+            LogUnavailable: the directory cannot be read.
+        """
+        with self._telling("its folders"), os.scandir(self._root) as entries:
+            folders = [entry.path for entry in entries if entry.is_dir()]
+        return all(access(folder, os.W_OK | os.X_OK) for folder in [self._root, *folders])
+
     def remove_strays(self, clock: Callable[[], float] = time.time) -> None:
         """Removes the temporary files that writers left an hour ago or earlier, as far as this process may.
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torch import nn
 
 from evergrad.log import UpdateLog
-from evergrad.pytorch.bridge import as_numpy, module_tensors, schema_of
+from evergrad.pytorch.bridge import as_numpy, module_tensors, require_cpu, schema_of
 from evergrad.replica import Applied, Replica
 from evergrad.schema import Schema
 
@@ -166,6 +166,7 @@ def attach(module: nn.Module, log_or_replica: str | UpdateLog | Replica, *, foll
         >>> publisher.detach()
     """
     owned = not isinstance(log_or_replica, Replica)
+    require_cpu(module)
     replica = Replica(log_or_replica) if not isinstance(log_or_replica, Replica) else log_or_replica
     replica.schema.require(schema_of(module))
     if replica.stats().version is None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from evergrad.errors import CorruptRecord, ReplicaError, UnsupportedFormat
 from evergrad.log import UpdateLog
-from evergrad.pytorch.bridge import schema_of, state_of
+from evergrad.pytorch.bridge import as_numpy, schema_of, state_of
 from evergrad.pytorch.writer import Head
 from evergrad.replica import Replica
 from evergrad.update import Snapshot, State
@@ -17,26 +21,73 @@ from evergrad.update import Snapshot, State
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where a publisher begins.
+
+    Attributes:
+        state: the deployed copy.
+        head: where the log ends with it.
+        run: 64 random bits that name the publisher.
+        snapshot_bytes: of snapshots written on the way.
+        exact: the checkpoint's own run goes on, from the very version that it was made at.
+    """
+
+    state: State
+    head: Head
+    run: int
+    snapshot_bytes: int = 0
+    exact: bool = False
+
+
 def begin(
-    log: UpdateLog, model: nn.Module, run: int, factory: str | None, cast: torch.dtype | None = None
-) -> tuple[State, Head, int]:
-    """The deployed state, where the log ends with it, and the bytes of snapshots written on the way.
+    log: UpdateLog,
+    model: nn.Module,
+    factory: str | None,
+    cast: torch.dtype | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> Beginning:
+    """Begins a log, or continues it.
 
     A log that holds nothing is begun with the model as it is. One whose head cannot be read is continued from the model
     too, by an update that fits no state and a snapshot of the same version: every reader goes over to that.
 
     Args:
-        run: 64 random bits that name this publisher.
         factory: as in `Publisher`.
         cast: as in `bridge.schema_of`.
+        checkpoint: a publisher's `state_dict`, to go on from bit for bit where the log allows it.
 
     Raises:
         SchemaMismatch: the log is of another model. LogUnavailable, WriterConflict: from the log.
     """
+    at = checkpoint["log"] if checkpoint is not None else None
+    if checkpoint is not None and at is not None and _goes_on_from(log, at):
+        schema = schema_of(model, cast)
+        log.schema.require(schema)
+        deployed = {name: as_numpy(tensor) for name, tensor in checkpoint["deployed"].items()}
+        return Beginning(State.from_tensors(schema, deployed), Head(**at["head"]), at["run"], exact=True)
+    run = secrets.randbits(64)
     if not log.begun():
         state = state_of(model, cast)
         size = log.begin(Snapshot(version=0, run=run, newest_us=0, state=state), factory)
-        return state, Head(0, state.digest, snapshot=0), size
+        return Beginning(state, Head(0, state.digest, snapshot=0), run, size)
+    return _continued(log, model, run, cast)
+
+
+def _goes_on_from(log: UpdateLog, at: Mapping[str, Any]) -> bool:
+    """Whether a log can be continued from the very version that a checkpoint was made at.
+
+    It can where it is the log that was written then, still holds that version, and nobody else has written since: what
+    was appended after the checkpoint is then appended again, with the same bytes.
+    """
+    if not log.begun() or log.id != at["id"]:
+        return False
+    newest = max([*log.updates(), *log.snapshots()], default=-1)
+    found = log.read(newest)
+    return newest >= at["head"]["version"] and (found is None or found[0].run == at["run"])
+
+
+def _continued(log: UpdateLog, model: nn.Module, run: int, cast: torch.dtype | None) -> Beginning:
     log.schema.require(schema_of(model, cast))
     replica = Replica(log)
     latest, snapshots = log.latest(), log.snapshots()
@@ -50,13 +101,13 @@ def begin(
     except (CorruptRecord, UnsupportedFormat, ReplicaError) as error:
         logger.warning("%s; the log is continued from this model with a new snapshot", error)
         state = state_of(model, cast)
-        return state, *_begin_again(log, state, run, Head(head, state.digest, replica.stats().newest_us))
+        return _begun_again(log, state, run, Head(head, state.digest, replica.stats().newest_us))
     stats = replica.stats()
-    return replica.state, Head(version, replica.digest, stats.newest_us, newest, stats.update_bytes), 0
+    return Beginning(replica.state, Head(version, replica.digest, stats.newest_us, newest, stats.update_bytes), run)
 
 
-def _begin_again(log: UpdateLog, state: State, run: int, head: Head) -> tuple[Head, int]:
+def _begun_again(log: UpdateLog, state: State, run: int, head: Head) -> Beginning:
     update = head.next_update(run, state.schema, state.digest, state.digest)
     log.append(update)
     size = log.write_snapshot(Snapshot(version=update.version, run=run, newest_us=head.newest_us, state=state))
-    return Head(update.version, state.digest, head.newest_us, update.version), size
+    return Beginning(state, Head(update.version, state.digest, head.newest_us, update.version), run, size)

@@ -40,22 +40,39 @@ def module_tensors(module: nn.Module) -> tuple[list[ModuleTensor], dict[str, str
     then lie side by side at small indices, which cost few bits.
 
     Raises:
-        SchemaMismatch: a tensor that cannot be deployed (a dtype that safetensors has no name for, or not on the CPU).
+        SchemaMismatch: a tensor that cannot be deployed (a dtype that safetensors has no name for, or on another device
+            than the first).
     """
     module = getattr(module, "_orig_mod", module)  # what torch.compile(module) wraps: its names are the module's own
     found: dict[int, ModuleTensor] = {}
     aliases: dict[str, str] = {}
+    device: torch.device | None = None
     for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, torch.Tensor):
             raise SchemaMismatch(name, "a tensor", type(value).__name__)
         if id(value) in found:
             aliases[name] = found[id(value)].name
             continue
-        if value.dtype not in _NAMES or value.device.type != "cpu" or value.layout != torch.strided:
-            expected = f"a dense CPU tensor of {', '.join(_TYPES)}"
+        device = value.device if device is None else device
+        if value.dtype not in _NAMES or value.is_meta or value.device != device or value.layout != torch.strided:
+            where = "the CPU or a GPU" if device.type == "meta" else device
+            expected = f"a dense tensor of {', '.join(_TYPES)} on {where}"
             raise SchemaMismatch(name, expected, f"{value.dtype} on {value.device}, {value.layout}")
         found[id(value)] = ModuleTensor(name, value, isinstance(value, nn.Parameter))
     return sorted(found.values(), key=lambda each: each.parameter), aliases
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors are. Raises SchemaMismatch."""
+    tensors, _ = module_tensors(module)
+    return tensors[0].tensor.device if tensors else torch.device("cpu")
+
+
+def require_cpu(module: nn.Module) -> None:
+    """Raises SchemaMismatch where a module's tensors are anywhere else than on the CPU."""
+    for found in module_tensors(module)[0]:
+        if found.tensor.device.type != "cpu":
+            raise SchemaMismatch(found.name, "a tensor on the CPU", f"one on {found.tensor.device}")
 
 
 def schema_of(module: nn.Module, cast: torch.dtype | None = None) -> Schema:
@@ -72,9 +89,16 @@ def _deployed_as(found: ModuleTensor, cast: torch.dtype | None) -> torch.dtype:
     return cast if cast is not None and found.tensor.dtype == torch.float32 else found.tensor.dtype
 
 
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The safetensors name of a tensor's dtype. Raises SchemaMismatch where there is none."""
+    if tensor.dtype not in _NAMES:
+        raise SchemaMismatch("a tensor", f"one of {', '.join(_TYPES)}", str(tensor.dtype))
+    return _NAMES[tensor.dtype]
+
+
 def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The tensor's elements in storage types (BF16 and BOOL as their bits); shares memory where it is contiguous."""
-    tensor = tensor.detach()
+    """The tensor's elements in storage types (BF16 and BOOL as their bits); shares memory where it is on the CPU."""
+    tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     elif tensor.dtype == torch.bool:
@@ -85,17 +109,32 @@ def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 def as_tensor(array: npt.NDArray[Any], spec: TensorSpec) -> torch.Tensor:
     """The inverse of `as_numpy`, in the shape of `spec`; shares the array's memory."""
-    return torch.from_numpy(array).view(_TYPES[spec.dtype]).view(spec.shape)
+    return as_flat(array, spec.dtype).view(spec.shape)
+
+
+def as_flat(array: npt.NDArray[Any], dtype: str) -> torch.Tensor:
+    """As `as_tensor`, in the array's own shape."""
+    return torch.from_numpy(array).view(_TYPES[dtype])
 
 
 def state_views(state: State) -> dict[str, torch.Tensor]:
     """Writable tensors over a state's own memory, by name, aliases not included."""
-    schema = state.schema
-    starts = {group.dtype: (group.start, array) for group, array in zip(schema.groups, state.arrays, strict=True)}
+    groups = zip(state.schema.groups, state.arrays, strict=True)
+    return views_of(state.schema, {group.dtype: as_flat(array, group.dtype) for group, array in groups})
+
+
+def views_of(schema: Schema, flat: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors over flat ones that hold a schema's groups, by name, aliases not included.
+
+    Args:
+        flat: by dtype; groups that it lacks are left out.
+    """
+    starts = {group.dtype: group.start for group in schema.groups}
     views: dict[str, torch.Tensor] = {}
     for spec in schema.tensors:
-        start, array = starts[spec.dtype]
-        views[spec.name] = as_tensor(array[spec.offset - start : spec.offset - start + spec.size], spec)
+        if spec.dtype in flat:
+            start = spec.offset - starts[spec.dtype]
+            views[spec.name] = flat[spec.dtype][start : start + spec.size].view(spec.shape)
     return views
 
 
@@ -107,7 +146,7 @@ def state_of(module: nn.Module, cast: torch.dtype | None = None) -> State:
 
 
 def load_weights(module: nn.Module, replica: Replica) -> int:
-    """Copies the weights that a replica holds into a module, in place; gives their version.
+    """Copies the weights that a replica holds into a module on any device, in place; gives their version.
 
     Raises:
         SchemaMismatch: the log is of another model. NotSynced: the replica holds no version yet.
@@ -128,10 +167,11 @@ class ReplicaModule:
         replica: synced at least once before the first `predict`.
 
     Raises:
-        SchemaMismatch: the log is of another model.
+        SchemaMismatch: the log is of another model, or the module is not on the CPU.
     """
 
     def __init__(self, module: nn.Module, replica: Replica) -> None:
+        require_cpu(module)
         self._module, self.replica = module.eval(), replica
         self._attached = False
         replica.schema.require(schema_of(module))

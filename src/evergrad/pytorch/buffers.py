@@ -21,6 +21,7 @@ from evergrad.update import Section, State, Values
 from evergrad.update.digest import Array
 
 Due = tuple[str, torch.Tensor, torch.Tensor]
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _Home = tuple[dict[str, torch.Tensor | None], str]
 
 
@@ -30,12 +31,19 @@ class Buffers:
     Args:
         others: these tensors.
         deployed: by name, views of `state`; some may be of another dtype than the module's own (see `cast`).
+        apart: whether the module's own are on a device: they are then compared on the CPU, in copies.
     """
 
     def __init__(
-        self, model: nn.Module, state: State, others: Sequence[ModuleTensor], deployed: dict[str, torch.Tensor]
+        self,
+        model: nn.Module,
+        state: State,
+        others: Sequence[ModuleTensor],
+        deployed: dict[str, torch.Tensor],
+        *,
+        apart: bool = False,
     ) -> None:
-        self._state, self._others, self._deployed = state, others, deployed
+        self._state, self._others, self._deployed, self._apart = state, others, deployed, apart
         homes = _homes_of_buffers(model)
         self._homes = [homes.get(id(other.tensor)) for other in others]
 
@@ -58,12 +66,15 @@ class Buffers:
         return found
 
     def cast(self) -> list[ModuleTensor]:
-        """Those that are deployed in another dtype than their own."""
-        return [found for found in self.live() if not self._is_same_dtype(found)]
+        """Those that are deployed in another dtype than their own, on the CPU."""
+        return [found for found in self._here() if not self._is_same_dtype(found)]
 
     def exact(self) -> list[ModuleTensor]:
-        """Those that are deployed in their own dtype."""
-        return [found for found in self.live() if self._is_same_dtype(found)]
+        """Those that are deployed in their own dtype, on the CPU."""
+        return [found for found in self._here() if self._is_same_dtype(found)]
+
+    def _here(self) -> list[ModuleTensor]:
+        return on_cpu(self.live()) if self._apart else self.live()
 
     def _is_same_dtype(self, found: ModuleTensor) -> bool:
         return self._deployed[found.name].dtype == found.tensor.dtype
@@ -129,6 +140,17 @@ class Buffers:
         return changed
 
 
+def on_cpu(tensors: Sequence[ModuleTensor]) -> list[ModuleTensor]:
+    """Copies of tensors that are on a device: all of one dtype cross over together."""
+    copies: dict[str, torch.Tensor] = {}
+    for dtype in dict.fromkeys(found.tensor.dtype for found in tensors):
+        mine = [found for found in tensors if found.tensor.dtype == dtype]
+        together = torch.cat([found.tensor.detach().reshape(-1) for found in mine]).cpu()
+        parts = torch.split(together, [found.tensor.numel() for found in mine])
+        copies |= {found.name: part.view(found.tensor.shape) for found, part in zip(mine, parts, strict=True)}
+    return [ModuleTensor(found.name, copies[found.name], found.parameter) for found in tensors]
+
+
 def values_where(due: Sequence[Due], state: State) -> list[Values]:
     """One section for each dtype, in index order, of the elements of (name, tensor, where) that are due."""
     return merged(_parts(due, state))
@@ -163,7 +185,10 @@ def check_finite(name: str, values: torch.Tensor, step: int) -> None:
 
 
 def bits_differ(live: torch.Tensor, deployed: torch.Tensor) -> torch.Tensor:
-    """Where two tensors of one dtype and shape differ in their bits."""
+    """Where two tensors of one dtype, shape and device differ in their bits."""
+    if live.device.type != "cpu":
+        bits_as = _BITS[live.element_size()]
+        return live.detach().view(bits_as) != deployed.view(bits_as)
     mine, own = as_numpy(live), as_numpy(deployed)
     bits = f"u{mine.dtype.itemsize}"
     return torch.from_numpy(np.asarray(mine.view(bits) != own.view(bits)))

@@ -21,7 +21,8 @@ class CastMover:
 
     Args:
         tensors: masters of any floating-point dtype, by name.
-        deployed: views of `state`: of bfloat16, or of the master's own dtype where that is not float32.
+        deployed: equal to `state`, where the masters are: of bfloat16, or of the master's own dtype where that is not
+            float32.
         step: gives the number of the optimizer's step, for errors.
     """
 
@@ -58,6 +59,6 @@ class CastMover:
             new = cast[changed]
             check_finite(name, new, self._step())
             if new.numel():
-                indices = changed.nonzero().squeeze(1).numpy() + (offset + start)
+                indices = changed.nonzero().squeeze(1).cpu().numpy() + (offset + start)
                 found.append(Values(indices, as_numpy(new), dtype))
         return found

@@ -5,6 +5,7 @@ Both ways choose the same elements and give the same bits.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
@@ -109,6 +110,58 @@ class ReferenceMover:
         return written(self._state, sections)
 
 
+class Aim:
+    """From where on the next pass over the weights collects: what was not sent piles up just under the last threshold,
+    and the pass starts below that by a margin, which narrows while there are more than enough candidates, and widens
+    when there were too few.
+
+    Attributes:
+        threshold: elements whose |master - deployed| is above it are candidates; 0: all that have moved.
+    """
+
+    def __init__(self) -> None:
+        self.threshold, self._margin = 0.0, 0.1
+
+    def learn(self, seen: int, k: int) -> None:
+        """Takes note of how many candidates a pass from the threshold on has seen."""
+        if seen < k:
+            self._margin = min(_MOST_MARGIN, 2 * self._margin)
+        elif 2 * seen > 3 * k:
+            self._margin = max(_LEAST_MARGIN, 0.85 * self._margin)
+
+    def reach(self, least: float) -> None:
+        """Takes note of the smallest |move| among the best k; 0: there were fewer than k."""
+        self.threshold = self.below(least)
+
+    def below(self, size: float) -> float:
+        """What lies under `size` by the margin."""
+        return (1 - self._margin) * size
+
+
+def move_best(
+    state: State, group: int, positions: Indices, moves: npt.NDArray[np.float32], count: int, k: int
+) -> tuple[Moved | None, float]:
+    """Moves one float32 group of `state` by an even step at the best k of all candidates, by compiled code.
+
+    Args:
+        positions, moves: the candidates' places in the group, ascending, and distances; the first `count` count.
+
+    Returns:
+        What moved, None where nothing did; and the smallest |move| among the best k, 0 where there were fewer.
+    """
+    from evergrad.pytorch import kernels
+
+    first = state.schema.groups[group].start
+    found = kernels.move(positions, moves, count, k, state.arrays[group], first)
+    positions, old, new, negative, scale, shift, least = found
+    if not len(positions):
+        return None, float(least)
+    after = (state.digest + int(shift)) & _MASK
+    change = Change((GroupChange(group, positions, old, new),), state.digest, after)
+    state.digest = after
+    return Moved((Steps(positions + first, negative, float(scale)),), change), float(least)
+
+
 class CompiledMover:
     """By numba: one pass over float32 tensors where they lie (see `kernels`); the global top-k only."""
 
@@ -128,7 +181,7 @@ class CompiledMover:
         self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._threshold, self._margin, self._seen = 0.0, 0.1, 0
+        self._aim, self._seen = Aim(), 0
         self.tables = tables
         by_name = {table.pair.name: table for table in tables}
         self._parts: list[npt.NDArray[np.int64] | Table] = [
@@ -179,38 +232,27 @@ class CompiledMover:
             straight.copy_(master)
         if self.tables:
             self._all = self._units_due()
-        count = self._scan(k, self._threshold)
-        if count >= 0 and self._threshold:
+        threshold = self._aim.threshold
+        count = self._scan(k, threshold)
+        if count >= 0 and threshold:
             count = self._enough(count, k)
         if count < 0:  # the kernel saw NaN, an infinity, or a difference that is one
             self._check_finite()
             return self._reference.move(k)
         if self._values == "exact":
             best, moves, least = self._kernels.best(self._positions, self._moves, count, k)
-            self._threshold = (1 - self._margin) * float(least)
-            return self._reference.write(self._pairs, best + self._first, moves)
-        found = self._kernels.move(self._positions, self._moves, count, k, self._deployed, self._first)
-        positions, old, new, negative, scale, shift, least = found
-        self._threshold = (1 - self._margin) * float(least)
-        if not len(positions):
-            return None
-        after = (self._state.digest + int(shift)) & _MASK
-        change = Change((GroupChange(self._group, positions, old, new),), self._state.digest, after)
-        self._state.digest = after
-        return Moved((Steps(positions + self._first, negative, float(scale)),), change)
+            moved = self._reference.write(self._pairs, best + self._first, moves)
+        else:
+            moved, least = move_best(self._state, self._group, self._positions, self._moves, count, k)
+        self._aim.reach(float(least))
+        return moved
 
     def _enough(self, count: int, k: int) -> int:
-        """How many candidates there are, or are after another pass where they were fewer than k.
-
-        What was not sent piles up just under the last threshold. The next pass starts below that by a margin, which
-        narrows while there are more than enough candidates, and widens when there were too few.
-        """
+        """How many candidates there are, or are after another pass where they were fewer than k."""
+        self._aim.learn(self._seen if count >= k else count, k)
         if count >= k:
-            if 2 * self._seen > 3 * k:
-                self._margin = max(_LEAST_MARGIN, 0.85 * self._margin)
             return count
-        self._margin = min(_MOST_MARGIN, 2 * self._margin)
-        again = self._scan(k, (1 - self._margin) * self._threshold)
+        again = self._scan(k, self._aim.below(self._aim.threshold))
         return self._scan(k, 0.0) if 0 <= again < k else again
 
     def _scan(self, k: int, threshold: float) -> int:
@@ -263,6 +305,12 @@ def make_mover(
     if not plain or not found or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not COMPILED:
-        logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
+        _say_that_torch_selects()
         return reference
     return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found))
+
+
+@functools.cache
+def _say_that_torch_selects() -> None:
+    """Once in a process: every publisher in it does the same."""
+    logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")

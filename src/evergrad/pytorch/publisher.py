@@ -13,34 +13,34 @@ Cordonnier, Jaggi 2018, "Sparsified SGD with Memory"):
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from evergrad.budget import Amount, amount_of
-from evergrad.errors import ConfigError, OptimizerAttached
+from evergrad.errors import OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
-from evergrad.pytorch.bridge import schema_of
+from evergrad.pytorch.bridge import schema_of, state_views
 from evergrad.pytorch.cast import CastMover
-from evergrad.pytorch.mover import Mover, ValuesAs, make_mover, written
+from evergrad.pytorch.cuda import make_device_mover
+from evergrad.pytorch.mover import Moved, Mover, ValuesAs, make_mover, written
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
+from evergrad.pytorch.settings import Forward, amount_for, check_bounds, check_optimizer, check_settings, range_of
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Keeping, Published, Writer
-from evergrad.update import Section
+from evergrad.stateful import Stateful
+from evergrad.update import Change, Section, State, hull
 
 logger = logging.getLogger(__name__)
-Forward = Literal["deployed", "master"]
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
 # What waits for a log that is down may take as much memory as this fraction of the model, 16 bytes an element.
 _MOST_WAITING_FRACTION = 1 / 200
@@ -53,7 +53,8 @@ class PublisherStats:
     Attributes:
         full_push_bytes: what one dense push of the model would cost.
         select_s, encode_s, append_s: seconds in all that went into choosing and moving elements, coding updates, and
-            writing them and their folds to the log; the last two beside training where the publisher has a thread.
+            writing them and their folds to the log; the last two beside training where the publisher has a thread. On
+            a GPU `select_s` holds the wait for the step itself.
         waiting: published runs that are not in the log yet.
         unavailable: why the log cannot be written to at present; None: it can.
     """
@@ -83,7 +84,8 @@ class Publisher:
     published at once, as one update of absolute values.
 
     Args:
-        model: on the CPU. With `forward="deployed"` its parameters show the deployed weights between steps.
+        model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
+            steps.
         optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
             (EMA); they are then followed (`forward="master"`), and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
@@ -111,6 +113,9 @@ class Publisher:
         keep_versions: how many versions back a reader may be and still find every update; what is older, and no
             snapshot needs, is deleted after each snapshot. Default: everything is kept.
         factory: import path `package.module:callable` that builds the module, for servers of this log.
+        resume: what `state_dict` gave: training goes on from there bit for bit, and so does the log. What was appended
+            since is appended again, with the same bytes. Where that cannot be (another log, one that somebody else has
+            written to since, or `background`), the difference to the log's head is its next update.
         clock: seconds since 1970.
 
     Raises:
@@ -140,12 +145,13 @@ class Publisher:
         snapshot_every_bytes: int | None = None,
         keep_versions: int | None = None,
         factory: str | None = None,
+        resume: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        _check_settings(forward, values, buffer_tolerance, snapshot_every)
-        _check_bounds(snapshot_every_bytes, keep_versions, every_steps)
-        _check_optimizer(model, optimizer, forward)
-        self._amount = _amount(model, values, density=density, k=k, budget=budget, quality=quality)
+        check_settings(forward, values, buffer_tolerance, snapshot_every)
+        check_bounds(snapshot_every_bytes, keep_versions, every_steps)
+        check_optimizer(model, optimizer, forward)
+        self._amount = amount_for(model, values, density=density, k=k, budget=budget, quality=quality)
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
         if optimizer is not None and optimizer in _attached:
             raise OptimizerAttached(_attached[optimizer])
@@ -153,14 +159,16 @@ class Publisher:
         self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
         self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
-        run = secrets.randbits(64)
         self._cast, self._parameters = torch.bfloat16 if values == "bf16" else None, 0
         self._at_publish = optimizer is None or values == "bf16"
-        self._state, head, snapshot_bytes = begin(self._log, model, run, factory, self._cast)
+        begun = begin(self._log, model, factory, self._cast, resume if not background else None)
+        self._state = begun.state
         self._pending = self._nothing()
-        self._weights = Weights(model, self._state, closed_loop=forward == "deployed")
-        self._mover = self._make_mover(selector or GlobalTopK(), values)
+        self._weights = self._make_weights(forward)
+        self._selector = selector or GlobalTopK()
+        self._mover = self._make_mover(self._selector, values)
         self._sent: deque[tuple[int, int]] = deque()
+        self._last: Change | None = None
         self._due, self._on_published = 0, on_published
         nbytes = self._state.schema.nbytes
         keeping = Keeping(
@@ -168,28 +176,40 @@ class Publisher:
             snapshot_every_bytes=nbytes if snapshot_every_bytes is None else snapshot_every_bytes,
             keep_versions=keep_versions,
         )
+        head, note, check = begun.head, self._note, self._weights.check_copy
         self._writer = Writer(
-            self._log, self._state, head, run, keeping, background=background, on_published=self._note
+            self._log, self._state, head, begun.run, keeping, background=background, on_published=note, check=check
         )
-        self._writer.written.snapshot_bytes = snapshot_bytes
-        self._attach()
+        # Not at exit: what runs there may still close this publisher, which needs the thread.
+        weakref.finalize(self, self._writer.end_soon).atexit = False
+        self._writer.written.snapshot_bytes = begun.snapshot_bytes
+        self._attach(resume, begun.exact)
+
+    def _make_weights(self, forward: Forward) -> Weights:
+        return Weights(self._model, self._state, closed_loop=forward == "deployed")
 
     def _make_mover(self, selector: Selector, values: ValuesAs) -> Mover:
         weights = self._weights
         if values == "bf16":
             return CastMover(weights.floating, weights.deployed, self._state, lambda: self._steps)
         check = lambda: weights.check_finite(self._steps)  # noqa: E731
+        if weights.mirror is not None:
+            flat = weights.mirror.flat.get("F32")
+            return make_device_mover(weights.pairs, self._state, flat, check, selector, values)
         return make_mover(weights.pairs, self._state, check, selector, values, self._model)
 
     def _nothing(self) -> Pending:
         return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
 
-    def _attach(self) -> None:
+    def _attach(self, resume: Mapping[str, Any] | None, exact: bool) -> None:
         self._attached, self._hooks = True, list[RemovableHandle]()
         try:
-            self._take_in(self._weights.differing())
-            if self._at_publish:
-                self._move()
+            if resume is not None:
+                self._resume(resume, exact)
+            else:
+                self._take_in(self._weights.differing())
+                if self._at_publish:
+                    self._move()
             if self._optimizer is not None:
                 self._hooks = [
                     self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
@@ -197,8 +217,9 @@ class Publisher:
                 ]
                 _attached[self._optimizer] = self._log.url
             self._weights.show_own()
-            self._publish(None)
-            self._writer.flush()
+            if not exact:
+                self._publish(None)
+                self._writer.flush()
         except BaseException:
             self.detach()
             raise
@@ -207,9 +228,23 @@ class Publisher:
         """Inside, the model's parameters are the master weights, and may be read, saved and changed in place."""
         return self._weights.showing_master()
 
-    def deployed(self) -> AbstractContextManager[nn.Module]:
-        """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only."""
-        return self._weights.showing_deployed()
+    def deployed(self, other: Mapping[str, torch.Tensor] | None = None) -> AbstractContextManager[nn.Module]:
+        """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only.
+
+        Args:
+            other: show these instead: what `published` gave.
+        """
+        return self._weights.showing_deployed(other)
+
+    def published(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights that were published last, by name: the deployed ones, less what waits for `publish`."""
+        state = State(self._state.schema, [array.copy() for array in self._state.arrays], self._state.digest)
+        self._pending.take_back(state)
+        return state_views(state)
+
+    def last_move(self) -> float:
+        """How far the last optimizer step moved the deployed weights: the 2-norm of all differences."""
+        return self._last.distance() if self._last is not None else 0.0
 
     def restore_buffers(self) -> None:
         """Gives the model's buffers back what was deployed, for example after a forward pass on damaged examples."""
@@ -262,8 +297,9 @@ class Publisher:
             self._amount.sent(*self._sent.popleft(), self._clock())
         self._due = self._amount.due(self._clock())
         moved, count = self._mover.move(self._due) if self._due else None, 0
+        self._last = moved.change if moved is not None else None
         if moved is not None:
-            self._pending.add(moved.sections, moved.change)
+            self._take(moved)
             count = sum(len(section.indices) for section in moved.sections)
             self._pending.moved += count
         self._amount.moved(count, self._weights.distance() if self._amount.needs_distance else None)
@@ -277,10 +313,14 @@ class Publisher:
     def _take_in(self, sections: Sequence[Section]) -> None:
         moved = written(self._state, sections)
         if moved is not None:
-            self._pending.add(moved.sections, moved.change)
+            self._take(moved)
+
+    def _take(self, moved: Moved) -> None:
+        self._weights.follow(moved.change)
+        self._pending.add(moved.sections, moved.change)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both copies of the weights and the number of steps, for a checkpoint beside the model's and the optimizer's.
+        """Both copies of the weights and all else that it goes on from, for a checkpoint beside the optimizer's.
 
         The tensors are the live ones, by name, as in any `state_dict` of torch: save or copy them before the next step.
         """
@@ -288,40 +328,85 @@ class Publisher:
             "steps": self._steps,
             "master": dict(self._weights.master),
             "deployed": dict(self._weights.deployed),
+            "amount": self._amount.state_dict(),
+            "selector": self._selector.state_dict() if isinstance(self._selector, Stateful) else None,
+            "tables": [table.turn for table in self._mover.tables],
+            "sent": list(self._sent),
+            "due": self._due,
+            "pending": self._pending.state_dict(),
+            "log": self._writer.position(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state_dict` gave: training then goes on bit for bit as it did from there.
 
-        The log goes on from its own head: what the deployed weights differ in is the next update. Load the model's own
-        `state_dict`, which has its buffers, before the publisher is made: after that its parameters belong to it.
+        The log goes on from its own head: what the deployed weights differ in is the next update (see also `resume`).
+        Load the model's own `state_dict`, which has its buffers, before the publisher is made: after that its
+        parameters belong to it.
 
         Raises:
             SchemaMismatch: it is of another model. NonFiniteWeights: it holds NaN or infinity. Nothing has changed.
         """
+        self._resume(state, exact=False)
+
+    def _resume(self, state: Mapping[str, Any], exact: bool) -> None:
         steps = int(state["steps"])
-        self._take_in(self._weights.load(state["master"], state["deployed"], steps))
-        self._steps = steps
+        sections = self._weights.load(state["master"], state["deployed"], steps)
+        if exact:
+            self._pending.load_state_dict(state["pending"], self._state)
+            self._writer.go_on_from(state["log"])
+            self._sent.extend(tuple(each) for each in state["sent"])
+        else:
+            self._take_in(sections)
+        self._steps, self._due = steps, int(state["due"])
+        self._amount.load_state_dict(state["amount"])
+        if isinstance(self._selector, Stateful):
+            self._selector.load_state_dict(state["selector"])
+        # Not strict: on a GPU, and where nothing is compiled, no table is watched.
+        for table, turn in zip(self._mover.tables, state["tables"], strict=False):
+            table.turn = turn
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Both copies of the weights, and the buffers, become `weights` (by name); the difference is published next.
+
+        Raises:
+            SchemaMismatch: a tensor is missing or of another kind. NonFiniteWeights. Nothing has changed.
+        """
+        master = {name: weights[name].to(own.dtype) for name, own in self._weights.master.items() if name in weights}
+        self._take_in(self._weights.load(master, weights, self._steps))
+        self.restore_buffers()
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    def publish(self, newest_s: float | None = None) -> Published | None:
+    def publish(
+        self, newest_s: float | None = None, examples: tuple[int, int] | None = None, *, hold: bool = False
+    ) -> Published | None:
         """Makes what has moved since the last time the next version, where anything has.
 
         Args:
             newest_s: when the newest example that the model has learned from arrived, seconds since 1970; default: now.
+            examples: the new examples that the model has learned from since the last call, by their numbers in the
+                history: from the first one to before the last, [first, last). The next update names them, together
+                with those of earlier calls that led to none. None, or an empty range: not said.
+            hold: True only notes `examples`; what has moved goes out with a later call. Where `every_steps` publishes,
+                this says before a step what it will learn from.
 
         Returns:
             What this very call has written last; None where that is nothing, where a thread writes it, or after
             `detach`.
 
         Raises:
+            ConfigError: `examples` that no range holds; nothing has happened.
             WriterConflict: another publisher wrote this version. LogUnavailable: the store failed; what was to be sent
                 is kept, and goes out with the next call (not with `background`: there it goes out by itself).
             NonFiniteWeights: a buffer holds NaN or infinity. WeightsChanged: deployed weights were written to from
                 elsewhere.
         """
+        told = None if examples is None else range_of(*examples)
         if not self._attached:
+            return None
+        self._pending.examples = hull((self._pending.examples, told))
+        if hold:
             return None
         self._weights.check_untouched()
         if self._at_publish:
@@ -408,41 +493,3 @@ class Publisher:
             self.close()
         else:
             self.detach()
-
-
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, forward: Forward) -> None:
-    if optimizer is None:
-        if forward != "master":
-            raise ConfigError("forward", "must be 'master' where no optimizer steps the model")
-    elif not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
-        raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
-
-
-def _amount(model: nn.Module, values: ValuesAs, **settings: Any) -> Amount:
-    given = {name: value for name, value in settings.items() if value is not None} or {"density": 1e-3}
-    if values == "bf16" and "density" not in given:
-        raise ConfigError(" and ".join(given), "has no place with values='bf16', which sends all that has changed")
-    elements = sum(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point())
-    return amount_of(max(1, elements), **given)
-
-
-def _check_settings(forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
-    if values == "bf16" and forward != "master":
-        raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")
-    if forward not in ("deployed", "master"):
-        raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
-    if values not in ("steps", "exact", "bf16"):
-        raise ConfigError("values", f"must be 'steps', 'exact' or 'bf16', not {values!r}")
-    if not 0 <= tolerance < 1:
-        raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
-    if snapshot_every < 1:
-        raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
-
-
-def _check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None, every_steps: int | None) -> None:
-    if every_steps is not None and every_steps < 1:
-        raise ConfigError("every_steps", f"must be 1 or more, not {every_steps}")
-    if snapshot_every_bytes is not None and snapshot_every_bytes < 1:
-        raise ConfigError("snapshot_every_bytes", f"must be 1 or more, not {snapshot_every_bytes}")
-    if keep_versions is not None and keep_versions < 0:
-        raise ConfigError("keep_versions", f"must be 0 or more, not {keep_versions}")

@@ -25,7 +25,7 @@ class Pair:
 
     Attributes:
         parameter: what the optimizer knows it by.
-        master, deployed: of one shape and dtype; the deployed one is row-major.
+        master, deployed: of one shape, dtype and device; the deployed one is row-major.
         offset: the flat index of its first element.
     """
 
@@ -62,10 +62,10 @@ class GlobalTopK:
 
     def select(self, pairs: Sequence[Pair], k: int) -> Indices:
         sizes = [pair.master.numel() for pair in pairs]
-        scores = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
+        scores = torch.empty(sum(sizes), dtype=torch.float32, device=_device(pairs))
         for pair, target in zip(pairs, torch.split(scores, sizes), strict=True):
             _score(pair, self.second_moment, target)
-        return _flat(top_k(scores, k).numpy(), pairs)
+        return _flat(top_k(scores, k).cpu().numpy(), pairs)
 
 
 class LayerTopK:
@@ -76,9 +76,9 @@ class LayerTopK:
         found = []
         for pair in pairs:
             size = pair.master.numel()
-            scores = torch.empty(size, dtype=torch.float32, device="cpu")
+            scores = torch.empty(size, dtype=torch.float32, device=pair.master.device)
             _score(pair, None, scores)
-            found.append(top_k(scores, max(1, round(k * size / total))).numpy() + pair.offset)
+            found.append(top_k(scores, max(1, round(k * size / total))).cpu().numpy() + pair.offset)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
@@ -99,6 +99,14 @@ class RandomK:
         moved: Indices = indices[moves_of(pairs, indices) != 0]
         return moved
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of its generator."""
+        return {"random": self._random.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Draws on from there."""
+        self._random.bit_generator.state = state["random"]
+
 
 class Threshold:
     """All elements whose |master - deployed| is above a fixed bound, however many these are.
@@ -118,10 +126,14 @@ class Threshold:
     def select(self, pairs: Sequence[Pair], k: int) -> Indices:  # noqa: ARG002
         found = []
         for pair in pairs:
-            scores = torch.empty(pair.master.numel(), dtype=torch.float32, device="cpu")
+            scores = torch.empty(pair.master.numel(), dtype=torch.float32, device=pair.master.device)
             _score(pair, None, scores)
-            found.append((scores > self._bound).nonzero().squeeze(1).numpy() + pair.offset)
+            found.append((scores > self._bound).nonzero().squeeze(1).cpu().numpy() + pair.offset)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _device(pairs: Sequence[Pair]) -> torch.device:
+    return pairs[0].master.device if pairs else torch.device("cpu")
 
 
 def _score(pair: Pair, optimizer: torch.optim.Optimizer | None, target: torch.Tensor) -> None:
@@ -148,8 +160,9 @@ def _gather(
     for pair in pairs:
         first, last = np.searchsorted(indices, (pair.offset, pair.offset + pair.master.numel()))
         if first < last:
-            parts.append(values(pair, torch.from_numpy(indices[first:last] - pair.offset)))
-    return torch.cat(parts) if parts else torch.empty(0)
+            positions = torch.from_numpy(indices[first:last] - pair.offset).to(pair.master.device)
+            parts.append(values(pair, positions))
+    return torch.cat(parts).cpu() if parts else torch.empty(0)
 
 
 def moves_of(pairs: Sequence[Pair], indices: Indices) -> npt.NDArray[np.float32]:
@@ -160,7 +173,7 @@ def moves_of(pairs: Sequence[Pair], indices: Indices) -> npt.NDArray[np.float32]
 
 
 def masters_at(pairs: Sequence[Pair], indices: Indices) -> torch.Tensor:
-    """The masters at ascending flat `indices`, all of one dtype."""
+    """The masters at ascending flat `indices`, all of one dtype, on the CPU."""
     return _gather(pairs, indices, lambda pair, at: _at(pair.master, at))
 
 

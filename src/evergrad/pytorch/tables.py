@@ -58,6 +58,15 @@ class Table:
         before, after = self._touched[:begin], self._touched[end:]
         return np.concatenate((before, [first], after)), np.concatenate((before + 1, [last], after + 1))
 
+    @property
+    def turn(self) -> int:
+        """The row that is looked at next in turn."""
+        return self._next
+
+    @turn.setter
+    def turn(self, row: int) -> None:
+        self._next = row
+
     def close(self) -> None:
         """Looks no more."""
         for hook in self._hooks:

@@ -1,7 +1,7 @@
 """The two copies of a model's weights, and which of them its parameters show.
 
 - master `u`: the parameters' own storage, as the user made it; what the optimizer steps.
-- deployed `w`: views of a `State`, exactly what the replicas hold.
+- deployed `w`: views of a `State`, exactly what the replicas hold; where the model is on a device, a copy there.
 
 Showing one or the other swaps pointers (`parameter.data`) and copies nothing. Buffers always show their own, live
 storage: forward passes write to it; the deployed copy follows when a publisher says so.
@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from evergrad.errors import SchemaMismatch, WeightsChanged
-from evergrad.pytorch.bridge import module_tensors, state_views
+from evergrad.pytorch.bridge import device_of, module_tensors, state_views
 from evergrad.pytorch.buffers import Buffers, bits_differ, check_finite, kind_of, values_where
+from evergrad.pytorch.mirror import Mirror
 from evergrad.pytorch.select import Pair
-from evergrad.update import State, Values
+from evergrad.update import Change, State, Values
 
 
 class Weights:
@@ -30,19 +31,44 @@ class Weights:
         model: its parameters are swapped.
         state: the deployed copy; of the model's schema.
         closed_loop: between steps the parameters show the deployed weights, not the master.
+        apart: whether the deployed weights are a copy of the state; default: where the model is not on the CPU. Then
+            `follow` brings them each change that the state goes through.
+
+    Attributes:
+        deployed: by name; parameters on the model's device, buffers in the state's memory.
+        mirror: the copy.
     """
 
-    def __init__(self, model: nn.Module, state: State, *, closed_loop: bool) -> None:
+    def __init__(self, model: nn.Module, state: State, *, closed_loop: bool, apart: bool | None = None) -> None:
         tensors, _ = module_tensors(model)
         self._model, self._state, self._closed_loop = model, state, closed_loop
         self.parameters = [t for t in tensors if t.parameter and t.tensor.is_floating_point()]
         self.master = {t.name: t.tensor.data for t in self.parameters}
-        self.deployed = state_views(state)
+        device = device_of(model)
+        apart = device.type != "cpu" if apart is None else apart
+        self._host = self.deployed = state_views(state)
+        self.mirror = Mirror(state, device, self._dtypes()) if apart else None
+        if self.mirror is not None:
+            self.deployed = self._host | {name: self.mirror.views[name] for name in self.master}
         others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
-        self.buffers = Buffers(model, state, others, self.deployed)
+        self.buffers = Buffers(model, state, others, self._host, apart=apart)
         self._transposed = [t for t in self.parameters if not self.master[t.name].is_contiguous()]
         self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._show(self.master)
+
+    def _dtypes(self) -> set[str]:
+        table = self._state.schema.by_name
+        return {table[name].dtype for name in self.master}
+
+    def follow(self, change: Change) -> None:
+        """Takes in a change that the state has been through."""
+        if self.mirror is not None:
+            self.mirror.write(change)
+
+    def check_copy(self) -> None:
+        """Raises WeightsChanged where the copy is not the state, in bits: one pass over all elements."""
+        if self.mirror is not None:
+            self.mirror.check()
 
     def show_own(self) -> None:
         """Parameters show what this loop trains on between steps."""
@@ -95,16 +121,20 @@ class Weights:
         return self._showing(self.master)
 
     @contextmanager
-    def showing_deployed(self) -> Iterator[nn.Module]:
-        """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only."""
-        buffers = self.buffers.live()
+    def showing_deployed(self, other: Mapping[str, torch.Tensor] | None = None) -> Iterator[nn.Module]:
+        """Inside, parameters are the deployed ones, and buffers equal to them; for evaluation only.
+
+        Args:
+            other: tensors to show instead of the deployed ones, by the same names.
+        """
+        buffers, deployed = self.buffers.live(), self.deployed if other is None else other
         live = [(found.tensor, found.tensor.data) for found in buffers]
-        shown = {name: self.deployed[name].to(master.dtype) for name, master in self.master.items()}
+        shown = {name: deployed[name].to(master.device, master.dtype) for name, master in self.master.items()}
         same = all(shown[name] is self.deployed[name] for name in shown)
         with self._showing(self.deployed if same else shown) as model:
             # Copies, for a forward pass in training mode writes to them.
             for found in buffers:
-                found.tensor.data = self.deployed[found.name].to(found.tensor.dtype, copy=True)
+                found.tensor.data = deployed[found.name].to(found.tensor.device, found.tensor.dtype, copy=True)
             try:
                 yield model
             finally:
@@ -175,9 +205,10 @@ class Weights:
     def _differing(self, tensors: Mapping[str, torch.Tensor], step: int) -> list[Values]:
         due = []
         for name, given in tensors.items():
-            changed = bits_differ(given, self.deployed[name])
-            check_finite(name, given.detach()[changed], step)
-            due.append((name, given, changed))
+            here = given.detach().cpu()
+            changed = bits_differ(here, self._host[name])
+            check_finite(name, here[changed], step)
+            due.append((name, here, changed))
         return values_where(due, self._state)
 
 

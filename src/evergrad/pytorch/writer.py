@@ -12,9 +12,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from evergrad.codec import encode
 from evergrad.codec.rice import WriteRice, write_rice
@@ -71,7 +73,13 @@ class Head:
     bytes_since_snapshot: int = 0
 
     def next_update(
-        self, run: int, schema: Schema, before: int, after: int, sections: tuple[Section, ...] = ()
+        self,
+        run: int,
+        schema: Schema,
+        before: int,
+        after: int,
+        sections: tuple[Section, ...] = (),
+        examples: range | None = None,
     ) -> Update:
         """The update that leads one version further, from the digest `before` to `after`."""
         return Update(
@@ -83,6 +91,7 @@ class Head:
             digest_after=after,
             newest_us=self.newest_us,
             sections=sections,
+            examples=examples,
         )
 
 
@@ -94,8 +103,9 @@ class Writer:
         head: where the log ends.
         run: 64 random bits that name this writer.
         background: a thread writes updates.
-        on_published: called with each update that is in the log, and how many moves it carries (`Pending.moved`), on
-            the thread that wrote it.
+        on_published: a method that is called with each update that is in the log, and how many moves it carries
+            (`Pending.moved`), on the thread that wrote it, as long as its object is there: no thread keeps that.
+        check: called before each snapshot; raises where what the caller shows as deployed is not the state.
     """
 
     def __init__(
@@ -108,9 +118,10 @@ class Writer:
         *,
         background: bool,
         on_published: Callable[[Published, int], None],
+        check: Callable[[], None],
     ) -> None:
         self._log, self._state, self.head, self._run, self._keeping = log, state, head, run, keeping
-        self._on_published = on_published
+        self._on_published, self._check = weakref.WeakMethod(on_published), check
         self.written = Written()
         self._rice = fastest_rice()
         self.failure: Exception | None = None
@@ -131,6 +142,17 @@ class Writer:
         """How many runs are not in the log yet."""
         with self._changed:
             return len(self._waiting) + (self._busy or self._unsent is not None)
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the log ends, for a checkpoint; None where a thread, or a failure of the log, leaves that open."""
+        if self._thread is not None or self.waiting:
+            return None
+        told = {"id": self._log.id, "run": self._run, "head": asdict(self.head), "written": asdict(self.written)}
+        return {**told, "lost_at": self._lost_at}
+
+    def go_on_from(self, at: Mapping[str, Any]) -> None:
+        """Takes over what `position` gave."""
+        self.head, self.written, self._lost_at = Head(**at["head"]), Written(**at["written"]), at["lost_at"]
 
     # -- the caller's side ------------------------------------------------------------------------------------------
 
@@ -216,11 +238,15 @@ class Writer:
 
     def close(self) -> None:
         """Ends the thread. What it has not written waits for ever; `flush` comes first."""
+        self.end_soon()
+        if self._thread is not None:
+            self._thread.join()
+
+    def end_soon(self) -> None:
+        """As `close`, and waits for nothing: for a publisher that nobody closed."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -283,7 +309,8 @@ class Writer:
         # An update that fits no state sends every reader to the snapshot of the same version.
         before, sections = (run.digest_after, ()) if run.lost else (run.digest_before, run.smallest())
         self.head.newest_us = max(self.head.newest_us, run.newest_us)
-        update = self.head.next_update(self._run, self._state.schema, before, run.digest_after, sections)
+        schema, after = self._state.schema, run.digest_after
+        update = self.head.next_update(self._run, schema, before, after, sections, run.examples)
         self._unsent = update, encode(update, self._rice), run.moved
         self._lost_at = update.version if run.lost else self._lost_at
         self.written.encode_s += time.perf_counter() - begun
@@ -305,7 +332,9 @@ class Writer:
             logger.warning("no fold was written at version %d: %s", update.version, error)
         written.append_s += time.perf_counter() - begun
         published = Published(version=update.version, update_bytes=size, elements=update.elements)
-        self._on_published(published, moved)
+        on_published = self._on_published()
+        if on_published is not None:
+            on_published(published, moved)
         return published
 
     # -- snapshots --------------------------------------------------------------------------------------------------
@@ -320,18 +349,19 @@ class Writer:
         """Writes the state, which is that of the head, and deletes what nobody needs any more.
 
         Raises:
-            WeightsChanged: the state is not what it should be. LogUnavailable: the store failed.
+            WeightsChanged: the state, or a copy of it, is not what it should be. LogUnavailable: the store failed.
         """
         # The one place that reads every element: writes that no version counter saw (`p.data.mul_`) are found here.
         if digest(self._state.schema, self._state.arrays) != self._state.digest:
             raise WeightsChanged("a parameter")
+        self._check()
         head = self.head
         snapshot = Snapshot(version=head.version, run=self._run, newest_us=head.newest_us, state=self._state)
         self.written.snapshot_bytes += self._log.write_snapshot(snapshot)
         head.snapshot, head.bytes_since_snapshot = head.version, 0
         if self._keeping.keep_versions is not None:
             try:
-                self._log.prune(self._keeping.keep_versions)
+                self._log.prune(self._keeping.keep_versions, head.version)
             except LogUnavailable as error:  # what is left is deleted after the next snapshot
                 logger.warning("old versions were not all deleted: %s", error)
 

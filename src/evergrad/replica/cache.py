@@ -68,7 +68,7 @@ class Cache:
         write_file(self._path / _STATE, snapshot_pieces(snapshot, log=log))
 
 
-def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Puts a file in its place whole: written beside, synced, renamed. Raises OSError; then the old one stays."""
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

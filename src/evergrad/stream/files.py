@@ -36,6 +36,10 @@ class NpzStream:
             raise ConfigError("stream.path", f"no file at {self.path}")
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.starting_at(0)
+
+    def starting_at(self, number: int) -> Iterator[Batch]:
+        """All but the first `number` batches."""
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 x, y = np.asarray(arrays["x"]), np.asarray(arrays["y"])
@@ -43,6 +47,6 @@ class NpzStream:
             raise ConfigError("stream.path", f"{self.path} must hold plain arrays x and y: {error}") from error
         if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
             raise ConfigError("stream.path", f"{self.path} holds x of shape {x.shape} and y of shape {y.shape}")
-        for start in range(0, len(x), self.batch):
+        for start in range(number * self.batch, len(x), self.batch):
             part = slice(start, start + self.batch)
             yield Batch(x[part], y[part], self.clock())

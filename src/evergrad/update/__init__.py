@@ -18,6 +18,7 @@ from evergrad.update.sections import (
     Values,
     differences,
     from_ordered,
+    hull,
     short_fingerprint,
     to_ordered,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "differences",
     "digest",
     "from_ordered",
+    "hull",
     "mix",
     "short_fingerprint",
     "to_ordered",

@@ -7,6 +7,7 @@ A change lists the elements that were written, with their bits before and after.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,23 @@ class Change:
         """The change that takes it back."""
         parts = tuple(GroupChange(part.group, part.positions, part.new, part.old) for part in self.parts)
         return Change(parts, self.digest, self.digest_before)
+
+    def distance(self) -> float:
+        """The 2-norm of the differences of all floating-point elements; BF16 aside."""
+        squares = 0.0
+        for part in self.parts:
+            if part.new.dtype.kind == "f":
+                squares += float(np.square(part.new.astype(np.float64) - part.old).sum())
+        return math.sqrt(squares)
+
+    def without_noughts(self) -> Change:
+        """The same without elements whose bits are as before."""
+        parts = []
+        for part in self.parts:
+            kind = f"u{part.old.dtype.itemsize}"
+            moved = part.old.view(kind) != part.new.view(kind)
+            parts.append(GroupChange(part.group, part.positions[moved], part.old[moved], part.new[moved]))
+        return Change(tuple(parts), self.digest_before, self.digest)
 
 
 def compose(changes: Sequence[Change]) -> Change:

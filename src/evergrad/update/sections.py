@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,8 @@ class Update:
         digest_before, digest_after: of the whole state (see `digest`).
         newest_us: arrival time of the newest example that it learned from, microseconds since 1970 (UTC); 0: unknown.
         sections: applied in order.
+        examples: ids of the new examples that it learned from, all from the first to the last, below 2^63; None: not
+            said. Of a fold, the shortest range that holds those of its updates (see `hull`).
     """
 
     base_version: int
@@ -157,11 +160,22 @@ class Update:
     digest_after: int
     newest_us: int
     sections: tuple[Section, ...]
+    examples: range | None = None
 
     @property
     def elements(self) -> int:
         """How many element moves it holds."""
         return sum(len(section.indices) for section in self.sections)
+
+
+def hull(ranges: Iterable[range | None]) -> range | None:
+    """The shortest range that holds all of `ranges`; None where none of them says anything.
+
+    >>> hull([range(3, 5), None, range(8, 9)])
+    range(3, 9)
+    """
+    told = [found for found in ranges if found]
+    return range(min(r.start for r in told), max(r.stop for r in told)) if told else None
 
 
 def short_fingerprint(schema: Schema) -> int:

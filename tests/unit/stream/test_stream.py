@@ -33,6 +33,14 @@ def test_pairs_have_just_arrived_and_batches_keep_their_time() -> None:
     assert found == [(2, 10.0), (2, 11.0), (1, 3.0)]
 
 
+def test_batches_keep_what_was_served() -> None:
+    given = Batch(np.zeros((2, 1)), np.zeros(2), 0.0, np.ones((2, 5)))
+    (found,) = batches([given], FakeClock())
+    assert found.outputs is given.outputs
+    (found,) = batches([(np.zeros(2), np.zeros(2))], FakeClock())
+    assert found.outputs is None
+
+
 def test_source_is_read_one_item_at_a_time() -> None:
     read: list[int] = []
 
@@ -62,6 +70,8 @@ def test_empty_batches_are_passed_over() -> None:
         ((np.zeros(2), np.zeros(3)), "x of shape (2,) and y of shape (3,)"),
         ((np.float32(1), np.zeros(1)), "x of shape () and y of shape (1,)"),
         (Batch(np.zeros((2, 1)), np.zeros(1), 0.0), "x of shape (2, 1) and y of shape (1,)"),
+        (Batch(np.zeros((2, 1)), np.zeros(2), 0.0, np.zeros(3)), "x of shape (2, 1) and outputs of (3,)"),
+        (Batch(np.zeros((2, 1)), np.zeros(2), 0.0, np.zeros(())), "x of shape (2, 1) and outputs of ()"),
     ],
 )
 def test_item_that_is_no_batch_is_told_by_its_number(item: Any, problem: str) -> None:

@@ -1,0 +1,232 @@
+"""Moves the deployed weights of a model on a device: Triton chooses there, the host moves, and the copy follows.
+
+    device   master, copy of the deployed ──kernels──> places, masters ──pinned memory──> host
+    host     the even step of the best k, on the state, by the code of the CPU path: the same bits
+    device   copy <── places, values (see `mirror`)
+
+Kernels and copies run on a stream of their own, after what the optimizer has queued; the host waits for that stream
+alone. Without Triton or numba torch does it (`mover.ReferenceMover`), and moves the same elements.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evergrad.pytorch.mover import (
+    COMPILED,
+    Aim,
+    Moved,
+    Mover,
+    ReferenceMover,
+    ValuesAs,
+    move_best,
+    transposed_shape,
+    written,
+)
+from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Selector
+from evergrad.pytorch.tables import Table
+from evergrad.update import State, Values
+
+logger = logging.getLogger(__name__)
+TRITON = importlib.util.find_spec("triton") is not None
+_SPARE = 1024
+_MOST_TRANSPOSED = 1 << 31
+
+
+class DeviceScan:
+    """Finds the elements of float32 tensors that are furthest from their deployed values, where the tensors are.
+
+    Args:
+        pairs: their masters stay where they are in memory.
+        deployed: the copy on the device, flat.
+        first: the flat index of its first element.
+
+    Attributes:
+        room: how many elements the last scan could give.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], deployed: torch.Tensor, first: int) -> None:
+        from evergrad.pytorch import triton_kernels
+
+        self._kernels, self._pairs = triton_kernels, pairs  # pairs: the kernels know addresses alone
+        self._deployed, self._device = deployed, deployed.device
+        self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        units = [triton_kernels.units_of(pair, self._straight(pair), first) for pair in pairs]
+        self._units = torch.from_numpy(np.concatenate(units)).to(self._device)
+        self._on_gpu = self._device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._device) if self._on_gpu else None  # type: ignore[no-untyped-call]
+        self._bins = torch.zeros(triton_kernels.BINS, dtype=torch.int64, device=self._device)
+        self._aim = torch.zeros(4, dtype=torch.int64, device=self._device)
+        self._host_aim = self._host(4, torch.int64)
+        self.room = 0
+        self._reserve(_SPARE)
+
+    def _straight(self, pair: Pair) -> torch.Tensor:
+        """The master, or what it is copied to at each scan where the kernels cannot walk it."""
+        master = pair.master
+        walked = transposed_shape(master) is not None and master.numel() < _MOST_TRANSPOSED
+        if master.is_contiguous() or walked:
+            return master
+        straight = torch.empty(master.shape, dtype=torch.float32, device=self._device)
+        self._staged.append((straight, master))
+        return straight
+
+    def _host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device="cpu", pin_memory=self._on_gpu)
+
+    def _reserve(self, room: int) -> None:
+        self._places = torch.empty(room, dtype=torch.int64, device=self._device)
+        self._masters = torch.empty(room, dtype=torch.float32, device=self._device)
+        self._host_places, self._host_masters = self._host(room, torch.int64), self._host(room, torch.float32)
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Inside, work goes to the stream of its own, after what is queued now; at the end the host waits for it."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
+    def above(self, threshold: float, k: int) -> int:
+        """How many elements are further than `threshold` from their deployed values; at most `room` of them are there.
+
+        Returns:
+            -1 where something is not finite.
+        """
+        return self._collect(int(np.float32(threshold).view(np.uint32)), 0, k, exact=False)
+
+    def largest(self, k: int) -> int:
+        """How many of the k furthest elements there are that differ at all, of equal ones the first; -1 as `above`."""
+        return self._collect(0, k, k, exact=True)
+
+    def _collect(self, bits: int, equal: int, k: int, *, exact: bool) -> int:
+        self.room = room = k + k // 2 + _SPARE
+        if len(self._places) < room:
+            self._reserve(room)
+        kernels, results = self._kernels, (self._places[:room], self._masters[:room])
+        self._host_aim.numpy()[:] = bits, equal, 0, 0
+        with self._beside():
+            for straight, master in self._staged:
+                straight.copy_(master)
+            self._aim.copy_(self._host_aim, non_blocking=True)
+            if exact:
+                kernels.find(self._units, self._deployed, self._aim, self._bins)
+            kernels.collect(self._units, self._deployed, self._aim, *results)
+            for host, result in zip((self._host_places, self._host_masters), results, strict=True):
+                host[:room].copy_(result, non_blocking=True)
+            self._host_aim.copy_(self._aim, non_blocking=True)
+        _, _, bad, count = self._host_aim.tolist()
+        return -1 if bad else count
+
+    def found(self, count: int) -> tuple[Indices, npt.NDArray[np.float32]]:
+        """Places in the deployed copy, ascending, and masters of the first `count` elements, until the next scan."""
+        return self._host_places[:count].numpy(), self._host_masters[:count].numpy()
+
+
+class DeviceMover:
+    """By Triton and numba: float32 tensors, the global top-k only. The caller brings `deployed` to the state.
+
+    Args:
+        deployed: the copy of the state's float32 elements on the device, flat.
+        reference: what is done where a difference of finite numbers is infinite.
+    """
+
+    tables: Sequence[Table] = ()
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        state: State,
+        deployed: torch.Tensor,
+        check_finite: Callable[[], None],
+        reference: ReferenceMover,
+        values: ValuesAs,
+    ) -> None:
+        self._state, self._check_finite, self._reference, self._values = state, check_finite, reference, values
+        self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
+        self._first, self._aim = group.start, Aim()
+        self._scan = DeviceScan(pairs, deployed, group.start)
+
+    def move(self, k: int) -> Moved | None:
+        """As `ReferenceMover.move`."""
+        count = self._candidates(k)
+        if count < 0:
+            self._check_finite()
+            return self._reference.move(k)
+        positions, masters = self._scan.found(count)
+        moves = masters - self._state.arrays[self._group][positions]
+        if self._values == "exact":
+            moved, least = self._set_best(positions, masters, moves, k)
+        else:
+            moved, least = move_best(self._state, self._group, positions, moves, count, k)
+        self._aim.reach(least)
+        return moved
+
+    def _candidates(self, k: int) -> int:
+        """How many candidates there are: a few more than k by the threshold of the last move, or else just the k."""
+        if self._aim.threshold:
+            count = self._scan.above(self._aim.threshold, k)
+            if count < 0:
+                return count
+            self._aim.learn(count, k)
+            if k <= count <= self._scan.room:
+                return count
+        return self._scan.largest(k)
+
+    def _set_best(
+        self, positions: Indices, masters: npt.NDArray[np.float32], moves: npt.NDArray[np.float32], k: int
+    ) -> tuple[Moved | None, float]:
+        from evergrad.pytorch import kernels
+
+        best, _, least = kernels.best(positions, moves, len(positions), k)
+        if not len(best):
+            return None, 0.0
+        values = masters[np.searchsorted(positions, best)]
+        return written(self._state, [Values(best + self._first, values, "F32")]), float(least)
+
+
+def make_device_mover(
+    pairs: Callable[[], Sequence[Pair]],
+    state: State,
+    flat: torch.Tensor | None,
+    check_finite: Callable[[], None],
+    selector: Selector,
+    values: ValuesAs,
+) -> Mover:
+    """The fastest mover that can do what is asked of a model whose deployed weights are copied to its device.
+
+    Args:
+        flat: the copy of the float32 elements; None: there are none.
+    """
+    reference = ReferenceMover(pairs, state, check_finite, selector, values)
+    found = pairs()
+    plain = type(selector) is GlobalTopK and selector.second_moment is None
+    if not plain or flat is None or any(pair.master.dtype != torch.float32 for pair in found):
+        return reference
+    if not any(pair.master.numel() for pair in found):
+        return reference
+    if not runs_on(flat.device):
+        logger.warning(
+            "Triton (3.3 or later) or numba is not there for %s: torch selects, which is slower", flat.device
+        )
+        return reference
+    return DeviceMover(found, state, flat, check_finite, reference, values)
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether this process has what `DeviceMover` needs for tensors on a device."""
+    if not (TRITON and COMPILED):
+        return False
+    from evergrad.pytorch import triton_kernels
+
+    return triton_kernels.SUPPORTED and device.type == ("cpu" if triton_kernels.INTERPRETED else "cuda")

@@ -1,0 +1,58 @@
+"""What a publisher may be asked for, and what it is not."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from evergrad.budget import Amount, amount_of
+from evergrad.errors import ConfigError
+from evergrad.pytorch.mover import ValuesAs
+
+Forward = Literal["deployed", "master"]
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, forward: Forward) -> None:
+    if optimizer is None:
+        if forward != "master":
+            raise ConfigError("forward", "must be 'master' where no optimizer steps the model")
+    elif not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
+        raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
+
+
+def amount_for(model: nn.Module, values: ValuesAs, **settings: Any) -> Amount:
+    given = {name: value for name, value in settings.items() if value is not None} or {"density": 1e-3}
+    if values == "bf16" and "density" not in given:
+        raise ConfigError(" and ".join(given), "has no place with values='bf16', which sends all that has changed")
+    elements = sum(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point())
+    return amount_of(max(1, elements), **given)
+
+
+def check_settings(forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
+    if values == "bf16" and forward != "master":
+        raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")
+    if forward not in ("deployed", "master"):
+        raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
+    if values not in ("steps", "exact", "bf16"):
+        raise ConfigError("values", f"must be 'steps', 'exact' or 'bf16', not {values!r}")
+    if not 0 <= tolerance < 1:
+        raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
+    if snapshot_every < 1:
+        raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
+
+
+def range_of(first: int, last: int) -> range:
+    if not 0 <= first <= last < 1 << 63:
+        raise ConfigError("examples", f"must be (first, last) with 0 <= first <= last < 2^63, not ({first}, {last})")
+    return range(first, last)
+
+
+def check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None, every_steps: int | None) -> None:
+    if every_steps is not None and every_steps < 1:
+        raise ConfigError("every_steps", f"must be 1 or more, not {every_steps}")
+    if snapshot_every_bytes is not None and snapshot_every_bytes < 1:
+        raise ConfigError("snapshot_every_bytes", f"must be 1 or more, not {snapshot_every_bytes}")
+    if keep_versions is not None and keep_versions < 0:
+        raise ConfigError("keep_versions", f"must be 0 or more, not {keep_versions}")
