@@ -251,6 +251,9 @@ class History:
     def sync(self) -> None:
         """Waits until everything appended so far is on the disk: from then on a loss of power does not take it.
 
+        What was appended after the last `sync` is read through once when the history is opened to write after the
+        machine was started anew: call it now and then, and before the end.
+
         Raises:
             HistoryUnavailable: the disk refused, or this is closed or read-only.
         """
@@ -320,9 +323,11 @@ class History:
         if writer is None:
             raise HistoryDamaged(str(self.path), f"{NAME} is gone")
         begin = self._commits.last.end
-        writer.append(arrays, count, arrived_us)
-        if count:
-            self._newest_us = arrived_us
+        try:
+            writer.append(arrays, count, arrived_us)
+        finally:  # an interrupt may come after the batch was committed
+            if self._commits.last.end > begin:
+                self._newest_us = arrived_us
         self._held = _Held(writer.segments, begin + count, self._commits.count)
         try:
             self._retain(writer)
@@ -336,6 +341,8 @@ class History:
         )
         for _ in range(count):
             hide_segment(self.path, writer.segments.name(0))
+            for what in ("bytes", "newest"):
+                self._known.pop((what, writer.segments.number), None)
             writer.removed(1)
             self._held = self._held._replace(segments=writer.segments)
         if count:
