@@ -76,7 +76,11 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "stream": stream(FLIPPED),
         "trigger": evergrad.EveryN(16),
     },
-    "retention": lambda: {"sampler": evergrad.TimeBiased(60.0, seed=1), "keep_rows": 320},
+    "retention": lambda: {
+        "sampler": evergrad.Uniform(seed=1),
+        "keep_rows": 320,
+        "training": {"prefetch": True, "join_new": False},
+    },
 }
 
 

@@ -64,6 +64,9 @@ class History:
             history yet.
         clock: seconds since 1970.
 
+    Attributes:
+        keep_from: examples from this id on are not removed, whatever the limits say; None: no such id.
+
     Raises:
         HistoryDamaged: there is one, and it cannot be read.
         HistoryLocked: somebody else writes to it.
@@ -92,6 +95,8 @@ class History:
         self._exclusions = Exclusions(self.path)
         self._held, self._newest_us = _Held(NO_SEGMENTS, 0, 0), -_MOST_US
         self._known: dict[tuple[str, int], int] = {}  # of closed segments, by what and number
+        self._kept = 0
+        self.keep_from: int | None = None
         try:
             if read_only:
                 self.refresh()
@@ -120,6 +125,22 @@ class History:
     def end(self) -> int:
         """The id that the next example gets."""
         return self._held.end
+
+    def first_at(self, end: int) -> int:
+        """The oldest id within the limits at the time when `end` was the next id: what could be drawn then.
+
+        It is a function of the examples alone, which a trainer that goes back and on again can rely on. `first` may be
+        lower, where `keep_from` spares what is beyond the limits.
+        """
+        with self._lock:
+            if end == self.end:
+                return max(self._kept, self.first)
+            segments = self._held.segments
+            then = Segments(segments.number, segments.starts[: int(np.searchsorted(segments.starts, end))])
+            if not len(then):
+                return self.first
+            now_us = int(self.arrived_us(np.array([end - 1]))[0])
+            return int(then.starts[self._beyond(then, end, now_us)])
 
     @property
     def batches(self) -> int:
@@ -336,9 +357,11 @@ class History:
         return range(begin, begin + count)
 
     def _retain(self, writer: Writer) -> None:
-        count = self._limits.beyond(
-            writer.segments, self.end, now_us=self._newest_us, bytes_of=self._bytes_of, newest_us_of=self._newest_us_of
-        )
+        segments, spared = writer.segments, self.keep_from
+        count = self._beyond(segments, self.end, self._newest_us)
+        self._kept = int(segments.starts[count]) if len(segments) else 0
+        if spared is not None:
+            count = min(count, max(0, int(np.searchsorted(segments.starts, spared, side="right")) - 1))
         for _ in range(count):
             hide_segment(self.path, writer.segments.name(0))
             for what in ("bytes", "newest"):
@@ -354,10 +377,17 @@ class History:
         except OSError as error:
             logger.warning("the history at %s keeps more than it should: %s", self.path, error)
 
-    def _bytes_of(self, position: int) -> int:
+    def _beyond(self, segments: Segments, end: int, now_us: int) -> int:
+        """How many of the segments are beyond the limits, where `end` is the next id."""
+        return self._limits.beyond(
+            segments, end, now_us=now_us,
+            bytes_of=lambda position: self._bytes_of(position, end), newest_us_of=self._newest_us_of,
+        )  # fmt: skip
+
+    def _bytes_of(self, position: int, end: int) -> int:
         segments = self._held.segments
-        is_closed = position < len(segments) - 1
-        stop = int(segments.starts[position + 1]) if is_closed else self.end
+        is_closed = position < len(segments) - 1 and int(segments.starts[position + 1]) <= end
+        stop = int(segments.starts[position + 1]) if is_closed else end
         key = ("bytes", segments.number + position)
         found = self._known.get(key)
         if found is None and self._writer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -66,24 +66,25 @@ class Mixer:
         wanted = max(0, self._batch_size - len(new))
         before = first if self._join_new else last
         if self._thread is None:
-            old = self._draw(before, wanted)
+            old = self._draw(before, wanted, last)
             x, y = batch_tensors(self._columns(new, old))
         else:
-            old, columns = self._prefetched(before, wanted)
+            old, columns = self._prefetched(before, wanted, last)
             x, y = batch_tensors(_joined(self._columns(new, old[:0]), columns))
-            self._fetch(self._draw(last, wanted))
+            self._fetch(self._draw(last, wanted, last))
         return x, y, np.concatenate((new, old))
 
-    def _draw(self, before: int, count: int) -> Ids:
-        """Up to `count` different ids, none of them excluded."""
-        found = self.sampler.draw(self._history, before, count)
+    def _draw(self, before: int, count: int, end: int) -> Ids:
+        """Up to `count` different ids below `before`, none of them excluded; `end`: the next id at that time."""
+        then = _Then(self._history, self._history.first_at(end))
+        found = self.sampler.draw(then, before, count)
         if not self._excluded:
             return found
         for _ in range(_TRIES):
             found = self._without_excluded(found)
             if len(found) == count:
                 break
-            more = self.sampler.draw(self._history, before, count)
+            more = self.sampler.draw(then, before, count)
             found = np.concatenate((found, more[~np.isin(more, found)]))[:count]
         return self._without_excluded(found)
 
@@ -99,8 +100,10 @@ class Mixer:
         self._history.exclude(first, last)
         self._excluded, self._ahead = self._history.excluded_ranges, None
 
-    def look_for_exclusions(self) -> None:
-        """Takes over all that the history has excluded by now."""
+    def settle(self) -> None:
+        """Before the history grows: what is being fetched is fetched, and all that is excluded by now counts."""
+        if self._ahead is not None:
+            wait([self._ahead[1]])
         self._excluded = self._history.excluded_ranges
 
     def _columns(self, new: Ids, old: Ids) -> Columns:
@@ -111,9 +114,9 @@ class Mixer:
             _transformed(self._history.gather(old), self._transform_old, len(old)),
         )
 
-    def _prefetched(self, before: int, wanted: int) -> tuple[Ids, Columns]:
+    def _prefetched(self, before: int, wanted: int, end: int) -> tuple[Ids, Columns]:
         if self._ahead is None or len(self._ahead[0]) != wanted:
-            self._fetch(self._draw(before, wanted))
+            self._fetch(self._draw(before, wanted, end))
         if self._ahead is None:
             raise RuntimeError("nothing was fetched")
         ids, columns = self._ahead
@@ -153,6 +156,22 @@ class Mixer:
         """Ends the thread."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
+
+
+class _Then:
+    """A history as a sampler saw it: with what was within its limits."""
+
+    def __init__(self, history: History, first: int) -> None:
+        self._history, self.first = history, first
+
+    def gather(self, ids: Ids, columns: Sequence[str] | None = None) -> Columns:
+        return self._history.gather(ids, columns)
+
+    def since(self, arrived_us: int) -> int:
+        return max(self.first, self._history.since(arrived_us))
+
+    def arrived_us(self, ids: Ids) -> Ids:
+        return self._history.arrived_us(ids)
 
 
 def _transformed(columns: Columns, transform: Transform | None, count: int) -> Columns:

@@ -108,6 +108,7 @@ class Trainer:
         self._steps_per_trigger = steps_per_trigger
         self._checkpoints, self._checkpointed = checkpoints, 0
         self._others: dict[str, Stateful] = {}
+        self._first_at: dict[int, int] = {}
         self._batches, self._end = history.batches, history.end
         self._learned = self._end
 
@@ -189,7 +190,7 @@ class Trainer:
         if self._batches < self._history.batches:
             ids = self._history.batch(self._batches)
         else:
-            self._mixer.look_for_exclusions()
+            self._mixer.settle()
             ids = self._history.append({"x": batch.x, "y": batch.y}, batch.arrived_s)
         self._batches, self._end = self._batches + 1, ids.stop
         return self.newest_s
@@ -248,8 +249,15 @@ class Trainer:
             return
         if checkpoints.busy and not now:
             return
+        checkpoints.wait()
         self._checkpointed = self.steps
-        checkpoints.save(self._batches, self.state_dict(), before=self._history.sync)
+        self._first_at[self._batches] = self._history.first_at(self._end)
+        checkpoints.save(self._batches, self.state_dict(), before=self._history.sync, after=self._let_go)
+
+    def _let_go(self, kept: list[int]) -> None:
+        """The history may remove what no checkpoint needs; a sampler may draw it where one is gone back to."""
+        self._first_at = {number: first for number, first in self._first_at.items() if number in kept}
+        self._history.keep_from = min(self._first_at.values())
 
     def resume(self) -> Iterator[Batch]:
         """Goes back to the newest checkpoint, and gives the batches that came after it, to be learned from again.
@@ -304,6 +312,7 @@ class Trainer:
             "batches": self._batches,
             "end": self._end,
             "learned": self._learned,
+            "first_at": dict(self._first_at),
             "parts": {name: part.state_dict() for name, part in self._own_parts().items()},
             "random": _random_states(),
         }
@@ -320,6 +329,8 @@ class Trainer:
         load_all(self.learner.parts(), state["learner"])
         self.learner.steps = self._checkpointed = state["steps"]
         self._batches, self._end, self._learned = state["batches"], state["end"], state["learned"]
+        self._first_at = dict(state["first_at"])
+        self._let_go(list(self._first_at))
         load_all(self._own_parts(), state["parts"])
         _set_random_states(state["random"])
 
