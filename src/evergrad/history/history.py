@@ -389,7 +389,7 @@ class History:
         is_closed = position < len(segments) - 1 and int(segments.starts[position + 1]) <= end
         stop = int(segments.starts[position + 1]) if is_closed else end
         key = ("bytes", segments.number + position)
-        found = self._known.get(key)
+        found = self._known.get(key) if is_closed else None
         if found is None and self._writer:
             found = self._writer.bytes_of(position, stop - int(segments.starts[position]))
             if is_closed:

@@ -23,7 +23,7 @@ Transform = Callable[[Columns], Mapping[str, Any]]
 
 What it remembers, such as a random generator of its own, is kept in checkpoints where it is `Stateful`.
 """
-_TRIES = 4
+_TRIES = 8
 
 
 class Mixer:
@@ -77,16 +77,13 @@ class Mixer:
     def _draw(self, before: int, count: int, end: int) -> Ids:
         """Up to `count` different ids below `before`, none of them excluded; `end`: the next id at that time."""
         then = _Then(self._history, self._history.first_at(end))
-        found = self.sampler.draw(then, before, count)
-        if not self._excluded:
-            return found
-        for _ in range(_TRIES):
-            found = self._without_excluded(found)
-            if len(found) == count:
+        found = self._without_excluded(self.sampler.draw(then, before, count))
+        for _ in range(_TRIES if self._excluded else 0):
+            if len(found) >= count:
                 break
-            more = self.sampler.draw(then, before, count)
-            found = np.concatenate((found, more[~np.isin(more, found)]))[:count]
-        return self._without_excluded(found)
+            more = self._without_excluded(self.sampler.draw(then, before, count))
+            found = np.concatenate((found, more[~np.isin(more, found)]))
+        return found[:count]
 
     def _without_excluded(self, ids: Ids) -> Ids:
         if not self._excluded:
