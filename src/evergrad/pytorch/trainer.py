@@ -259,11 +259,15 @@ class Trainer:
         self._first_at = {number: first for number, first in self._first_at.items() if number in kept}
         self._history.keep_from = min(self._first_at.values())
 
-    def resume(self) -> Iterator[Batch]:
+    def resume(self, *, weights: bool = True) -> Iterator[Batch]:
         """Goes back to the newest checkpoint, and gives the batches that came after it, to be learned from again.
 
         Where there is none yet, one is made now: nothing is ever learned from before a checkpoint is there. The
         publisher of this trainer is made with the same checkpoint (`Publisher`, `resume`).
+
+        Args:
+            weights: False leaves the model as it is, and learns from nothing again: somebody has published newer
+                weights, which the publisher was made with.
 
         Raises:
             CheckpointDamaged: there are some, and none can be read.
@@ -275,7 +279,7 @@ class Trainer:
             if self._checkpoints is not None:
                 self._checkpoints.wait()
         else:
-            self.load_state_dict(found[1])
+            self._load(found[1], weights)
         return self._replayed()
 
     def again_from(self, example: int) -> Iterator[Batch]:
@@ -319,13 +323,17 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; the history holds at least what it held then."""
+        self._load(state, weights=True)
+
+    def _load(self, state: Mapping[str, Any], weights: bool) -> None:
         if (state["publisher"] is None) != (self._publisher is None):
             raise ConfigError("log", "a checkpoint with a publisher needs one, and one without must do without")
         if self._history.end < state["end"] or self._history.batches < state["batches"]:
             raise HistoryDamaged(
                 str(self._history.path), f"it ends with example {self._history.end}, the checkpoint with {state['end']}"
             )
-        load_model(self.learner.model, state)
+        if weights:
+            load_model(self.learner.model, state)
         load_all(self.learner.parts(), state["learner"])
         self.learner.steps = self._checkpointed = state["steps"]
         self._batches, self._end, self._learned = state["batches"], state["end"], state["learned"]
@@ -333,6 +341,8 @@ class Trainer:
         self._let_go(list(self._first_at))
         load_all(self._own_parts(), state["parts"])
         _set_random_states(state["random"])
+        if not weights:
+            self._batches, self._end, self._learned = self._history.batches, self._history.end, self._history.end
 
     def _own_parts(self) -> dict[str, Stateful]:
         return {"mixer": self._mixer, "trigger": self._trigger, **self._others}
