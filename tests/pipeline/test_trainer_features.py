@@ -299,3 +299,39 @@ def test_non_finite_losses_leave_statistics_as_deployed(tmp_path: Path) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(NonFiniteLoss):
         trainer.learn(bad)
     assert bool(model[1].running_mean.isfinite().all())
+
+
+def test_a_compiled_model_trains_publishes_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    from evergrad import Checkpoints
+
+    def parts(resume: Any = None) -> tuple[Trainer, Publisher]:
+        model = seeded_model()
+        compiled = torch.compile(model, backend="eager")
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        publisher = Publisher(compiled, optimizer, f"file:{tmp_path / 'log'}", density=0.2, resume=resume)
+        history = History(tmp_path / "history")
+        checkpoints = Checkpoints(tmp_path / "checkpoints", every=1, background=False)
+        found = make(
+            tmp_path / f"unused-{id(history)}", model=compiled, optimizer=optimizer, publisher=publisher, history=history,
+            checkpoints=checkpoints,
+        )  # fmt: skip
+        return found, publisher
+
+    trainer, publisher = parts()
+    assert list(trainer.resume()) == []
+    for seed in range(4):
+        trainer.learn(batch(8, seed))
+    trainer.checkpoint()
+    replica = Replica(f"file:{tmp_path / 'log'}")
+    assert (replica.sync(), replica.digest) == (4, publisher.digest)
+    trainer.learn(batch(8, 9))
+    expected = publisher.digest
+    publisher.detach()
+    trainer._history.close()
+    saved = Checkpoints(tmp_path / "checkpoints").newest()
+    assert saved is not None
+    trainer, publisher = parts(saved[1]["publisher"])
+    again = list(trainer.resume())
+    assert len(again) == 1
+    trainer.learn(again[0])
+    assert publisher.digest == expected
