@@ -312,8 +312,8 @@ def test_a_compiled_model_trains_publishes_and_goes_on_from_a_checkpoint(tmp_pat
         history = History(tmp_path / "history")
         checkpoints = Checkpoints(tmp_path / "checkpoints", every=1, background=False)
         found = make(
-            tmp_path / f"unused-{id(history)}", model=compiled, optimizer=optimizer, publisher=publisher, history=history,
-            checkpoints=checkpoints,
+            tmp_path / f"unused-{id(history)}", model=compiled, optimizer=optimizer, publisher=publisher,
+            history=history, checkpoints=checkpoints,
         )  # fmt: skip
         return found, publisher
 
