@@ -1,15 +1,16 @@
 """A module that is compiled once and always fresh: updates change its memory, and nothing is compiled anew.
 
-    pip install 'evergrad[torch]'
-    echo '[[1, 2, 3, 4]]' | LOG=file:updates python compiled_module.py
+pip install 'evergrad[torch]'
+echo '[[1, 2, 3, 4]]' | LOG=file:updates python compiled_module.py
 """
 
 import json
 import os
 import sys
 
-import evergrad
 import torch
+
+import evergrad
 
 model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3)).eval()  # your own
 compiled = torch.compile(model, dynamic=True, backend=os.environ.get("BACKEND", "inductor"))

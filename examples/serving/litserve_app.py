@@ -9,9 +9,10 @@ Each worker is a process and follows the log by itself. Where the log holds no v
 
 import os
 
-import evergrad
 import litserve
 import torch
+
+import evergrad
 
 
 class Fresh(litserve.LitAPI):

@@ -11,8 +11,9 @@ import json
 import os
 import sys
 
-import evergrad
 import numpy as np
+
+import evergrad
 from evergrad.adapters.onnx import OnnxSession
 
 replica = evergrad.Replica(os.environ["LOG"])

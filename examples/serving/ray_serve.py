@@ -9,10 +9,11 @@ The log is one that every node can read. Where it holds no version yet, the depl
 
 import os
 
-import evergrad
 import torch
 from ray import serve
 from starlette.requests import Request
+
+import evergrad
 
 
 @serve.deployment(num_replicas=1)

@@ -9,10 +9,11 @@ checked against a stand-in of Triton's interface, and has not run in Triton itse
 
 import json
 
-import evergrad
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+
+import evergrad
 
 
 class TritonPythonModel:

@@ -190,7 +190,7 @@ def attach(
 
 
 def _targets(module: nn.Module, schema: Schema) -> list[list[_Target]]:
-    """The module's tensors by group of the schema, each group's in the order of its flat array. Raises SchemaMismatch."""
+    """The module's tensors by group of the schema, each group's in the order of its flat array; or SchemaMismatch."""
     schema.require(schema_of(module))
     arrays = {found.name: as_numpy(found.tensor) for found in module_tensors(module)[0]}
     groups: list[list[_Target]] = []
