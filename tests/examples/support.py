@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def example(arguments: list[str], folder: Path, **environment: str) -> Iterator[
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
+            start_new_session=True,
         )
         try:
             yield process
@@ -122,12 +124,12 @@ def example(arguments: list[str], folder: Path, **environment: str) -> Iterator[
             error.add_note(errors.read_text()[-4000:])
             raise
         finally:
-            process.terminate()
-            try:
-                process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+            with suppress(ProcessLookupError):  # servers start processes of their own, which may outlive them
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate(timeout=10)
 
 
 @contextmanager
