@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from benchmarks.overhead import Paper, Plain
-from benchmarks.paper import GradientMemory
+from experiments.prapas2021.masking import GradientMemory
 from torch import nn
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
