@@ -96,7 +96,7 @@ def run_cell(cell: Cell, setup: Setup, trained_steps: Callable[[int], None]) -> 
 def _train_first(setup: Setup, seed: int, trained_steps: Callable[[int], None]) -> Record:
     protocol, images = setup.protocol, setup.images
     model, optimizer = setup.fresh()
-    x, y = (torch.from_numpy(part[: protocol.first]).to(setup.device) for part in (images.x, images.y))
+    x, y = (torch.tensor(part[: protocol.first]).to(setup.device) for part in (images.x, images.y))
     begun = time.perf_counter()
     for epoch in range(1, protocol.first_epochs + 1):
         train_dense(model, optimizer, x, y, epochs=1, batch_size=protocol.batch_size)

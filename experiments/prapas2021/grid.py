@@ -52,7 +52,7 @@ def _of_seed(protocol: Protocol, seed: int) -> list[Cell]:
         *(Cell(kind="proactive", seed=seed, trigger=trigger) for trigger in TRIGGERS),
         *(
             Cell(kind=kind, seed=seed, density=density, selection=selection)
-            for selection in ("top", "random")
+            for selection in (("top", "random") if protocol.data == "mnist" else ("top",))
             for density in DENSITIES
             for kind in ("masked", "closed", "open")
         ),
@@ -66,10 +66,8 @@ def steps_of(cell: Cell, protocol: Protocol) -> int:
     if cell.kind == "first":
         return protocol.first_epochs * -(-protocol.first // protocol.batch_size)
     if cell.kind == "retrained":
-        sizes = range(
-            protocol.first + protocol.retrain_every, protocol.first + protocol.stream + 1, protocol.retrain_every
-        )
-        return protocol.retrain_epochs * sum(-(-size // protocol.batch_size) for size in sizes)
+        every, ends = protocol.retrain_every, range(protocol.first, protocol.first + protocol.stream + 1)
+        return protocol.retrain_epochs * sum(-(-end // protocol.batch_size) for end in ends[every::every])
     if cell.kind == "overhead":
         return 3 * min(OVERHEAD_STEPS, protocol.stream // cell.trigger)
     if cell.kind == "never-updated":
