@@ -39,6 +39,7 @@ class Setup:
     Args:
         data: the folder that holds the data sets. out: where the first models, and what a cell needs for itself, go.
         device: of the models. weights: what every model begins with (ImageNet's); None: random.
+        clock: see `compare`.
     """
 
     protocol: Protocol
@@ -46,6 +47,7 @@ class Setup:
     out: Path
     device: str = "cpu"
     weights: Path | None = None
+    clock: Callable[[], float] = time.process_time
 
     @cached_property
     def images(self) -> Images:
@@ -97,13 +99,13 @@ def _train_first(setup: Setup, seed: int, trained_steps: Callable[[int], None]) 
     protocol, images = setup.protocol, setup.images
     model, optimizer = setup.fresh()
     x, y = (torch.tensor(part[: protocol.first]).to(setup.device) for part in (images.x, images.y))
-    begun = time.perf_counter()
+    begun = setup.clock()
     for epoch in range(1, protocol.first_epochs + 1):
         train_dense(model, optimizer, x, y, epochs=1, batch_size=protocol.batch_size)
         trained_steps(epoch * -(-protocol.first // protocol.batch_size))
     setup.first(seed).save(0, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     return {
-        "learn_s": time.perf_counter() - begun,
+        "learn_s": setup.clock() - begun,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "full_push_bytes": full_push_bytes(model),
     }
@@ -170,7 +172,8 @@ def _overhead(subject: Subject, setup: Setup, trained_steps: Callable[[int], Non
 
 
 def _compared(subject: Subject, setup: Setup) -> Iterator[dict[str, Standing]]:
-    return compare(subject.strategies, _stream(setup, subject.batch), {"accuracy": accuracy}, window=_LAST)
+    stream = _stream(setup, subject.batch)
+    return compare(subject.strategies, stream, {"accuracy": accuracy}, window=_LAST, clock=setup.clock)
 
 
 def _stream(setup: Setup, size: int) -> Iterator[Batch]:

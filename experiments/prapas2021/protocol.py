@@ -53,8 +53,9 @@ def quick(protocol: Protocol) -> Protocol:
     """The same in less than two minutes, on the first examples."""
     if protocol.data == "mnist":
         return dataclasses.replace(
-            protocol, first=1000, first_epochs=4, stream=1280, test=1000, retrain_every=640, retrain_epochs=4
-        )
+            protocol, first=1000, first_epochs=4, stream=640, test=1000, retrain_every=320, retrain_epochs=4, online=64,
+            point=320,
+        )  # fmt: skip
     return dataclasses.replace(
         protocol, first=128, first_epochs=1, stream=64, test=64, retrain_every=64, retrain_epochs=1, online=32,
         batch_size=32, point=64,
