@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evergrad.errors import ConfigError, EvergradError
+from experiments.prapas2021.cells import Setup
 from experiments.prapas2021.grid import Cell, grid
 from experiments.prapas2021.protocol import MODELS_OF, PROTOCOLS, quick
 from experiments.prapas2021.run import CellFailed, Settings, run_grid
@@ -27,8 +28,13 @@ def main(told: list[str] | None = None) -> int:
     """The exit status: 0, or 1 with a word on why, or 130 where it was interrupted."""
     arguments = _parser().parse_args(told)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=170)
     try:
         settings = _settings(arguments)
+        Setup(
+            settings.protocol, settings.data, settings.out, weights=settings.weights
+        ).fresh()  # it names what is missing
         cells = _chosen(grid(settings.protocol, arguments.seeds), arguments.cells)
         with Watch(console) as watch:
             records = run_grid(settings, cells, watch)

@@ -59,9 +59,8 @@ class Setup:
         model = MODELS[self.protocol.model]()
         if self.weights is not None:
             load_pretrained(model, self.weights)
-        if self.protocol.model != "lenet5":
-            model = model.to(memory_format=torch.channels_last)
-        model = normalising(model, self.images.mean, self.images.sd).to(self.device)
+        model = normalising(model, self.images.mean, self.images.sd)
+        model = model.to(device=self.device, memory_format=torch.channels_last)
         return model, torch.optim.Adam(model.parameters(), lr=self.protocol.lr, amsgrad=True)
 
     def start(self, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
