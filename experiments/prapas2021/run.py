@@ -6,6 +6,7 @@ OUT/first/          the models as their initial trainings left them
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ from experiments.prapas2021.grid import Cell, steps_of
 from experiments.prapas2021.protocol import Protocol
 from experiments.prapas2021.watch import Watch
 
+Process = subprocess.Popen[str]
 ROOT = Path(__file__).parents[2]
 
 
@@ -87,11 +89,11 @@ def run_grid(settings: Settings, cells: list[Cell], watch: Watch) -> list[Record
     others = [cell for cell in waiting if cell.kind != "first"]
     if not waiting:
         return list(read_records(path))
-    with RecordWriter(path) as writer:
+    with RecordWriter(path) as writer, _workers(settings, min(settings.jobs, len(waiting))) as workers:
         writer.write("setup", **settings.fixed, jobs=settings.jobs, threads=settings.threads, **_where())
         watch.begin({cell: steps_of(cell, settings.protocol) for cell in [*first, *others]})
         for part in (first, others):  # the others begin with what the first ones leave
-            for cell, event in _events(settings, part):
+            for cell, event in _events(workers, part):
                 if "record" in event:
                     writer.write("cell", **event["record"])
                     watch.done(cell, event["record"])
@@ -113,35 +115,40 @@ def _done(settings: Settings, path: Path) -> set[tuple[str, int]]:
     return {(record["cell"], record["seed"]) for record in found if record["event"] == "cell"}
 
 
-def _events(settings: Settings, cells: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """What the workers tell, as it comes."""
-    waiting, told = deque(cells), queue.SimpleQueue[tuple[Cell, dict[str, Any] | None]]()
-    workers = [_started(settings) for _ in range(min(settings.jobs, len(cells)))]
-    threads = [threading.Thread(target=_work, args=(each, waiting, told), daemon=True) for each in workers]
-    for thread in threads:
-        thread.start()
-    left = len(cells)
+@contextlib.contextmanager
+def _workers(settings: Settings, count: int) -> Iterator[list[Process]]:
+    """Processes that run cells; ended with the block, whatever they are at."""
+    workers: list[Process] = []
     try:
-        while left:
-            cell, event = told.get()
-            if event is None:
-                raise CellFailed(cell)
-            left -= "record" in event
-            yield cell, event
+        workers.extend(_started(settings) for _ in range(count))
+        yield workers
     finally:
         for each in workers:
             each.terminate()
-        for thread in threads:
-            thread.join()
         for each in workers:
-            each.wait()
+            each.communicate()
 
 
-def _work(process: subprocess.Popen[str], waiting: deque[Cell], told: queue.SimpleQueue[Any]) -> None:
-    while waiting:
+def _events(workers: list[Process], cells: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """What the workers tell, as it comes."""
+    waiting, told = deque(cells), queue.SimpleQueue[tuple[Cell, dict[str, Any] | None]]()
+    for each in workers:
+        threading.Thread(target=_work, args=(each, waiting, told), daemon=True).start()
+    left = len(cells)
+    while left:
+        cell, event = told.get()
+        if event is None:
+            raise CellFailed(cell)
+        left -= "record" in event
+        yield cell, event
+
+
+def _work(process: Process, waiting: deque[Cell], told: queue.SimpleQueue[Any]) -> None:
+    """Hands one cell after another to a process, and passes on what it tells; None: it has ended."""
+    while True:
         try:
             cell = waiting.popleft()
-        except IndexError:  # another thread took the last one
+        except IndexError:
             return
         event: dict[str, Any] | None = {}
         try:
@@ -150,14 +157,14 @@ def _work(process: subprocess.Popen[str], waiting: deque[Cell], told: queue.Simp
                 line = process.stdout.readline()
                 event = json.loads(line) if line.endswith("\n") else None
                 told.put((cell, event))
-        except (OSError, ValueError):
-            event = None
-            told.put((cell, event))
+        except (OSError, ValueError):  # the pipe is broken, or closed
+            told.put((cell, None))
+            return
         if event is None:
             return
 
 
-def _started(settings: Settings) -> subprocess.Popen[str]:
+def _started(settings: Settings) -> Process:
     told = {**settings.fixed, "data": str(settings.data.resolve()), "out": str(settings.out.resolve())}
     told |= {"threads": settings.threads, "weights": str(settings.weights.resolve()) if settings.weights else None}
     # Torch's threads wait for each other actively: more of them than cores take many times as long.
