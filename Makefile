@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup node azurite demo test lint types unit fuzz format clean
+.PHONY: setup node azurite demo reproduce test lint types unit fuzz format clean
 
 setup: $(STAMP) node
 
@@ -20,6 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/evergrad demo
+
+# The paper's experiments, hours of them: see experiments/prapas2021/README.md.
+DATASET ?= mnist
+reproduce: $(STAMP)
+	$(BIN)/python -m experiments.prapas2021 $(DATASET) $(ARGS)
 
 test: lint types unit
 

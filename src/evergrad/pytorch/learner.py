@@ -139,7 +139,7 @@ class Learner:
         self.model.eval()
         try:
             with torch.inference_mode(), self._casting(self.device):
-                outputs = self.model(torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
+                outputs = self.model(_as_tensor(x).to(self.device))
                 found: npt.NDArray[Any] = outputs.float().cpu().numpy() if self._autocast else outputs.cpu().numpy()
                 return found
         finally:
@@ -154,7 +154,7 @@ class Learner:
             each: of each example, even where the loss gives means: it is then asked for one example at a time.
         """
         with torch.inference_mode():
-            given, labels = torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(np.ascontiguousarray(y))
+            given, labels = _as_tensor(outputs), _as_tensor(y)
             loss = self._loss_of(given, labels)
             if each and not loss.ndim and len(given) > 1:
                 loss = self._each(given, labels)
@@ -165,3 +165,8 @@ class Learner:
         """All that remembers, but for the model."""
         named = {"optimizer": self.optimizer, "scheduler": self._scheduler, "scaler": self._scaler}
         return {name: part for name, part in named.items() if part is not None}
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Over the same memory; a copy of an array that is read-only, such as a file's, which torch would warn of."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
