@@ -412,7 +412,8 @@ class Replica:
                 again: list[tuple[int, int, Change]] = []
                 try:
                     for undo in undos:
-                        again.append((self._version, self._newest_us, self._go_back(undo).inverse()))
+                        here = self._version, self._newest_us
+                        again.append((*here, self._go_back(undo).inverse()))
                     yield version
                 finally:
                     for self._version, self._newest_us, change in reversed(again):
