@@ -71,9 +71,10 @@ def serving(
     servable: Any, name: str = "model", candidate: Candidate | None = None, **settings: Any
 ) -> Iterator[tuple[Server, InferenceClient]]:
     chosen = Settings(name=name, port=0, **settings)
-    with Server(servable, chosen, candidate=candidate) as server:
-        with InferenceClient(server.url, name, timeout_s=60) as client:
-            yield server, client
+    started = Server(servable, chosen, candidate=candidate)
+    token = None if chosen.token is None else chosen.token.secret
+    with started as server, InferenceClient(server.url, name, timeout_s=60, token=token) as client:
+        yield server, client
 
 
 def ask(

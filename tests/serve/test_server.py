@@ -21,7 +21,7 @@ from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.server import Server, Settings, serve
-from tests.serve.support import BATCH, Array, Training, ask, ask_json, make_model, request_of, serving, until
+from tests.serve.support import BATCH, Array, Training, ask, ask_json, request_of, serving, until
 
 
 def test_answers_follow_the_trainer_bit_for_bit(tmp_path: Path) -> None:

@@ -156,5 +156,6 @@ def _run(servable: Servable, settings: Settings, candidate: Candidate | None) ->
 
 def _stop_with_parent(stop: Callable[[], None]) -> None:
     # The parent holds the other end, and says nothing: the end of the stream is the end of the parent.
-    sys.stdin.buffer.read()
+    while os.read(0, 1):
+        pass
     stop()

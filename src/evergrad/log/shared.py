@@ -100,15 +100,15 @@ class SharedStore:
         """As the place itself."""
         return self._inner.names(prefix)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes) -> bool:  # noqa: ARG002
         """Raises ReadOnlyLog."""
         raise ReadOnlyLog(self._url)
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes) -> None:  # noqa: ARG002
         """Raises ReadOnlyLog."""
         raise ReadOnlyLog(self._url)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> None:  # noqa: ARG002
         """Raises ReadOnlyLog."""
         raise ReadOnlyLog(self._url)
 

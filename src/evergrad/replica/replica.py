@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import RLock
-from typing import IO, Any, Self
+from threading import RLock, get_ident
+from typing import Any, Self
 
 import numpy.typing as npt
 
@@ -29,17 +29,16 @@ from evergrad.errors import (
     VersionNotHeld,
 )
 from evergrad.log import UpdateLog, Watch, open_log
-from evergrad.replica.cache import Cache
+from evergrad.replica.cache import Cache, rewound
 from evergrad.replica.facts import Applied, ReplicaStats
 from evergrad.replica.follow import Follower
-from evergrad.replica.lock import ReadWriteLock
-from evergrad.replica.undo import Undo, UndoRing
+from evergrad.replica.lock import FairLock, ReadWriteLock
+from evergrad.replica.undo import UndoRing
 from evergrad.replica.walk import Walk
 from evergrad.schema import Schema
 from evergrad.update import Change, Snapshot, State, Update
 
 logger = logging.getLogger(__name__)
-_CHUNK_BYTES = 1 << 20
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
 
 
@@ -77,10 +76,11 @@ class Replica:
         self._log = log if isinstance(log, UpdateLog) else open_log(log)
         self._lock = ReadWriteLock()  # written under inside `_syncing` only
         self._syncing = RLock()
-        self._moving = RLock()  # from the check of an update to its commit; never held while the log is read
+        self._moving = FairLock()  # from an update's check to its commit; never held while the log is read
         self._state: State | None = None
         self._version = -1
         self._newest_us = 0
+        self._looking: tuple[int, int, int] | None = None  # thread, version, newest_us, while `at` shows them to it
         self._updates = self._update_bytes = self._snapshots = self._rollbacks = self._rejects = 0
         self._apply_s = 0.0
         self._held = False
@@ -118,7 +118,7 @@ class Replica:
     @property
     def version(self) -> int:
         """The version that this replica holds. Raises NotSynced where there is none yet."""
-        return self._version if self.state else -1
+        return self._here()[0] if self.state else -1
 
     @property
     def digest(self) -> int:
@@ -138,7 +138,7 @@ class Replica:
 
     def staleness_s(self) -> float:
         """Seconds since the arrival of the newest example that this model learned from; infinite: none is known."""
-        newest_us = self._newest_us
+        newest_us = self._here()[1]
         return self._clock() - newest_us / 1e6 if newest_us else float("inf")
 
     @contextmanager
@@ -165,10 +165,11 @@ class Replica:
     def stats(self) -> ReplicaStats:
         """One consistent set of numbers about this replica."""
         with self._lock.shared():
+            version, newest_us = self._here()
             return ReplicaStats(
-                version=self._version if self._state else None,
+                version=version if self._state else None,
                 digest=self._state.digest if self._state else None,
-                newest_us=self._newest_us,
+                newest_us=newest_us,
                 updates=self._updates,
                 update_bytes=self._update_bytes,
                 apply_s=self._apply_s,
@@ -261,7 +262,9 @@ class Replica:
         # A log may have been taken back to an older copy of itself while this replica was away.
         try:
             found = self._log.read(self._version)
-            elsewhere = newest < self._version if found is None else found[0].digest_after != self.digest
+            with self._moving:
+                digest = self.digest
+            elsewhere = newest < self._version if found is None else found[0].digest_after != digest
         except _UNREADABLE:
             elsewhere = False  # it tells nothing; the update after it tells the digest that it starts from
         if elsewhere:
@@ -311,12 +314,12 @@ class Replica:
         self._tell(tuple((part.group, part.positions) for part in change.parts))
 
     def _tell(self, touched: tuple[tuple[int, npt.NDArray[Any]], ...] | None) -> None:
-        applied = Applied(version=self._version, digest=self.state.digest, touched=touched)
+        applied = Applied(version=self._here()[0], digest=self.state.digest, touched=touched)
         for callback in tuple(self._callbacks):
             try:
                 callback(applied)
             except Exception:  # the user's code, of which we know nothing; the state is whole either way
-                logger.exception("a callback failed at version %d", self._version)
+                logger.exception("a callback failed at version %d", applied.version)
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
@@ -351,9 +354,9 @@ class Replica:
         with tempfile.TemporaryFile() as file:
             for chunk in self._log.snapshot_chunks(version):
                 file.write(chunk)
-            info = self._log.snapshot_reader(_rewound(file), version).check()
+            info = self._log.snapshot_reader(rewound(file), version).check()
             with self._moving, self._lock.exclusive():
-                self._log.snapshot_reader(_rewound(file), version).fill(self._state.arrays)
+                self._log.snapshot_reader(rewound(file), version).fill(self._state.arrays)
                 self._state.digest, self._version, self._newest_us = info.digest, version, info.newest_us
                 self._snapshots += 1
                 self._undo.clear()
@@ -374,17 +377,14 @@ class Replica:
                 raise VersionNotHeld(to, [*self._undo.versions, self._version])
             with self._moving, self._lock.exclusive():
                 while self._version != to:
-                    self._go_back(self._undo.pop())
+                    undo = self._undo.pop()
+                    change = undo.change(self.state)
+                    self.state.commit(change)
+                    self._version, self._newest_us = undo.version, undo.newest_us
+                    self._tell_changed(change)
                 self._held = True
                 self._rollbacks += 1
             return to
-
-    def _go_back(self, undo: Undo) -> Change:
-        change = undo.change(self.state)
-        self.state.commit(change)
-        self._version, self._newest_us = undo.version, undo.newest_us
-        self._tell_changed(change)
-        return change
 
     @property
     def versions(self) -> list[int]:
@@ -409,16 +409,29 @@ class Replica:
             if not undos and version != head:
                 raise VersionNotHeld(version, self.versions)
             with self._lock.exclusive():
-                again: list[tuple[int, int, Change]] = []
+                again: list[tuple[tuple[int, int], Change]] = []
                 try:
                     for undo in undos:
-                        here = self._version, self._newest_us
-                        again.append((*here, self._go_back(undo).inverse()))
+                        change = undo.change(self.state)
+                        again.append((self._here(), change.inverse()))
+                        self._look(change, undo.version, undo.newest_us)
                     yield version
                 finally:
-                    for self._version, self._newest_us, change in reversed(again):
-                        self.state.commit(change)
-                        self._tell_changed(change)
+                    for there, change in reversed(again):
+                        self._look(change, *there)
+                    self._looking = None
+
+    def _look(self, change: Change, version: int, newest_us: int) -> None:
+        self.state.commit(change)
+        self._looking = (get_ident(), version, newest_us)
+        self._tell_changed(change)
+
+    def _here(self) -> tuple[int, int]:
+        """Version and time of the newest example as this thread sees them: the head's, but inside `at`."""
+        looking = self._looking
+        if looking is not None and looking[0] == get_ident():
+            return looking[1:]
+        return self._version, self._newest_us
 
     def resume(self) -> None:
         """Lets a replica that was rolled back follow its log again, from where it stands."""
@@ -481,9 +494,3 @@ class Replica:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _rewound(file: IO[bytes]) -> Iterator[bytes]:
-    file.seek(0)
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk

@@ -124,3 +124,30 @@ def test_an_update_refused_is_counted_and_those_applied_take_time() -> None:
     with pytest.raises(Exception, match="damaged"):
         replica.sync()
     assert replica.stats().rejects == 1
+
+
+def test_following_goes_on_beside_it() -> None:
+    writer = wide_writer()
+    replica = Replica(writer.log)
+    followed(writer, replica, 5)
+    errors: list[Exception] = []
+    pause = threading.Event()
+
+    def append_and_sync() -> None:
+        try:
+            for _ in range(20):
+                writer.append()
+                replica.sync()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=append_and_sync)
+    thread.start()
+    while thread.is_alive():
+        with replica.at(3) as version:
+            assert (replica.version, replica.stats().version) == (version, 3)
+        pause.wait(0.001)  # in a server, other work comes between
+    thread.join()
+    assert not errors
+    assert (replica.version, replica.stats().rejects) == (25, 0)
+    assert equal_states(replica.state, writer.state)
