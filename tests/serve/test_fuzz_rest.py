@@ -1,4 +1,4 @@
-"""The REST surface, fuzzed against the server's own OpenAPI by schemathesis: no 500, nothing that it does not describe."""
+"""The REST surface, fuzzed by schemathesis with the server's own OpenAPI: no 500, nothing that it does not tell."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _run(servable: Servable, settings: Settings, candidate: Candidate | None) ->
     def on_start(url: str) -> None:
         what = "no version yet" if version is None else f"version {version}"
         grpc = "" if server.grpc_port is None else f" and gRPC on port {server.grpc_port}"
-        print(f"serving {settings.name} at {what} on {url}{grpc}", flush=True)  # noqa: T201
+        print(f"serving {settings.name} at {what} on {url}{grpc}\n", end="", flush=True)  # noqa: T201
 
     if settings.worker is not None:
         threading.Thread(target=_stop_with_parent, args=(server.stop,), daemon=True).start()
