@@ -41,8 +41,11 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def said(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
-    return process.stdout.readline()
+    line = b""
+    while not line.endswith(b"\n"):  # byte by byte: what a buffer holds back, select does not see
+        assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
+        line += os.read(process.stdout.fileno(), 1) or b"\n"
+    return line.decode()
 
 
 def children(parent: int) -> list[int]:

@@ -20,38 +20,42 @@ from evergrad.replica import Replica
 if TYPE_CHECKING:
     from evergrad.serve.server import Candidate, Servable, Settings
 
+_Model = Annotated[
+    str | None,
+    typer.Option(help="How to build the module, package.module:callable. Default: what the log says."),
+]
+_Input = Annotated[
+    str | None, typer.Option("--input", help="What the model takes, e.g. image:FP32:-1,1,28,28; -1: any length.")
+]
+_MaxStaleness = Annotated[float | None, typer.Option(help="Seconds; staler than that it answers, and is not ready.")]
+_Candidate = Annotated[
+    str | None,
+    typer.Option(help="The log of a second model; LOG itself: the version of now is held against newer ones."),
+]
+_Token = Annotated[
+    str | None, typer.Option(envvar="EVERGRAD_TOKEN", help="What requests carry as a bearer token.", hidden=True)
+]
+
 
 def serve(
     log: Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option(help="How to build the module, package.module:callable. Default: what the log says."),
-    ] = None,
+    model: _Model = None,
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "model",
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
     grpc_port: Annotated[int | None, typer.Option(help="Serve gRPC there too; 0: any free one.")] = None,
     device: Annotated[str, typer.Option(help="Where the module computes: cpu, cuda, cuda:1.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Processes that share the ports and the downloads.", min=1)] = 1,
-    input_: Annotated[
-        str | None, typer.Option("--input", help="What the model takes, e.g. image:FP32:-1,1,28,28; -1: any length.")
-    ] = None,
+    input_: _Input = None,
     batch_rows: Annotated[int, typer.Option(help="Most rows computed at once; 1: each request alone.")] = 32,
     batch_delay_ms: Annotated[float, typer.Option(help="Longest wait for more requests; none when idle.")] = 2.0,
-    max_staleness: Annotated[
-        float | None, typer.Option(help="Seconds; staler than that it answers, and is not ready.")
-    ] = None,
-    candidate: Annotated[
-        str | None,
-        typer.Option(help="The log of a second model; LOG itself: the version of now is held against newer ones."),
-    ] = None,
+    max_staleness: _MaxStaleness = None,
+    candidate: _Candidate = None,
     candidate_share: Annotated[float, typer.Option(help="Fraction of the requests that go to it.")] = 0.1,
     shadow: Annotated[bool, typer.Option(help="The candidate's answers are only compared.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain (PEM): serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="EVERGRAD_TOKEN", help="What requests carry as a bearer token.", hidden=True)
-    ] = None,
+    token: _Token = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
     share: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -88,12 +92,12 @@ def serve(
     sys.path.insert(0, os.getcwd())
     replica = Replica(_opened(log, share))
     stable = _servable(replica, model, device)
-    trial: Candidate | None = None
+    trial = None
     if candidate is not None:
         if candidate == log:
             replica.rollback(replica.version)  # holds it there
-        servable = _servable(Replica(_opened(candidate, None)), model, device)
-        trial = Candidate(servable=servable, share=candidate_share, shadow=shadow)
+        other = _servable(Replica(candidate), model, device)
+        trial = Candidate(servable=other, share=candidate_share, shadow=shadow)
     _run(stable, settings, trial)
 
 
