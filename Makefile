@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup node azurite demo reproduce test lint types unit fuzz format clean
+.PHONY: setup node azurite demo reproduce test lint types unit torn-reads fuzz format clean
 
 setup: $(STAMP) node
 
@@ -41,6 +41,10 @@ azurite:
 
 unit: setup azurite
 	$(BIN)/python -m pytest
+
+# The long form of a test that 'make test' runs for 300 updates: 8 clients hammer a server during 10,000.
+torn-reads: setup
+	EVERGRAD_TORN_UPDATES=10000 $(BIN)/python -m pytest tests/serve/test_torn_reads.py
 
 # Arbitrary updates, schemas and snapshots, guided by coverage; exits at the first finding.
 RUNS ?= 100000

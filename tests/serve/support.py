@@ -20,7 +20,7 @@ from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.client import InferenceClient
-from evergrad.serve.server import Server
+from evergrad.serve.server import Candidate, Server, Settings
 
 Array = npt.NDArray[Any]
 BATCH = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
@@ -67,8 +67,13 @@ def until(condition: Callable[[], object], tries: int = 1500) -> None:
 
 
 @contextmanager
-def serving(servable: Any, name: str = "model") -> Iterator[tuple[Server, InferenceClient]]:
-    with Server(servable, name=name, port=0) as server, InferenceClient(server.url, name, timeout_s=60) as client:
+def serving(
+    servable: Any, name: str = "model", candidate: Candidate | None = None, **settings: Any
+) -> Iterator[tuple[Server, InferenceClient]]:
+    chosen = Settings(name=name, port=0, **settings)
+    started = Server(servable, chosen, candidate=candidate)
+    token = None if chosen.token is None else chosen.token.secret
+    with started as server, InferenceClient(server.url, name, timeout_s=60, token=token) as client:
         yield server, client
 
 

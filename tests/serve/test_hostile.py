@@ -112,12 +112,19 @@ def test_a_header_length_that_is_none(server: tuple[Server, InferenceClient], le
         ("GET", "/v2/models/other/ready", 404),
         ("GET", "/v2/models/other/weights_info", 404),
         ("GET", "/v2/models/model/versions/1", 404),
+        ("GET", "/v2/models/model/versions/x", 404),
+        ("POST", "/v2/models/model/versions/1/infer", 404),
+        ("POST", "/v2/models/model/versions/-1/infer", 404),
+        ("GET", "/v2/models/model/versions/1/ready", 404),
+        ("GET", "/v2/models/other/versions/0", 404),
+        ("POST", "/v2/models/model/candidate/promote", 404),
+        ("POST", "/v2/models/model/candidate/drop", 404),
         ("GET", "/nothing", 404),
         ("GET", INFER, 405),
     ],
 )
 def test_what_is_not_there(server: tuple[Server, InferenceClient], method: str, path: str, expected: int) -> None:
-    status, _, answer = ask(server[0].url, method, path, b"{}")
+    status, _, answer = ask(server[0].url, method, path, json.dumps(request_of(BATCH)).encode())
     assert status == expected
     assert list(json.loads(answer)) == ["error"]
 
