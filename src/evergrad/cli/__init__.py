@@ -13,6 +13,7 @@ from evergrad.cli.console import ago, named_errors, progress, stdout, table_of_f
 from evergrad.cli.doctor import examine
 from evergrad.cli.log import log_app
 from evergrad.cli.serve import serve
+from evergrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from evergrad.demo.show import Glimpse
