@@ -26,6 +26,7 @@ from evergrad.errors import (
     EvergradError,
     NotSynced,
     ReplicaError,
+    SchemaMismatch,
     UnsupportedFormat,
     VersionNotHeld,
 )
@@ -41,6 +42,10 @@ from evergrad.update import Change, Snapshot, State, Update
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
+_ANOTHER_MODEL = (
+    "the log goes on with another model, and this replica keeps its last version of the one before: "
+    "build the new module, and make a new Replica for it (with a cache of its own)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +230,8 @@ class Replica:
         was begun anew, from that one's.
 
         Raises:
+            SchemaMismatch: the log goes on with another model, whose tensors differ. The replica stays at its last good
+                version for ever: make a new one.
             LogNotFound, LogUnavailable: the log cannot be read.
             NotSynced: the log has been begun, and holds no snapshot yet.
             CorruptRecord, UnsupportedFormat, DigestMismatch, BaseMismatch: the next update cannot be applied and no
@@ -286,8 +293,11 @@ class Replica:
         fresh = open_log(self._source) if isinstance(self._source, str) else UpdateLog(self._log.store, self._log.url)
         if fresh.id != log_id:
             return False
+        try:
+            fresh.schema.require(self.schema)
+        except SchemaMismatch as error:
+            raise SchemaMismatch(error.tensor, error.expected, error.found, _ANOTHER_MODEL) from None
         logger.warning("%s was begun anew; version %d is given up", self._log.url, self._version)
-        fresh.schema.require(self.schema)
         self._log = fresh
         self._load_snapshot(after=-1)
         self._from_cache = False
@@ -350,6 +360,8 @@ class Replica:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     def _load_snapshot(self, *, after: int, cause: EvergradError | None = None) -> None:
+        if self._state is None:
+            self._log.reread()  # for it may have been opened long ago
         if not self._log.begun() and isinstance(self._source, str):
             self._log = open_log(self._source)  # the place may have come into being since
         _ = self._log.schema
