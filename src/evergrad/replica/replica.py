@@ -9,6 +9,7 @@ written in: the replica stays at its last good version, and continues from a lat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
@@ -257,10 +258,16 @@ class Replica:
     def _catch_up(self, look: bool) -> None:
         if self._state is None:
             self._load_snapshot(after=-1)
-        newest = self._newest_snapshot() if look or self._from_cache else -1
+        walk = Walk(self.state.schema.nbytes)
+        try:
+            newest = self._newest_snapshot() if look or self._from_cache else -1
+        except SchemaMismatch:  # what was published before the model changed is still for this replica
+            with contextlib.suppress(*_UNREADABLE):
+                while self._step(walk):
+                    pass
+            raise
         if self._from_cache:
             self._check_against_log(newest)
-        walk = Walk(self.state.schema.nbytes)
         while True:
             if walk.costs_more_than_snapshot(self._version, newest):
                 walk.forget_snapshot()
