@@ -155,6 +155,41 @@ def test_it_begins_anew_with_the_log(node: Node, tmp_path: Path) -> None:
     assert json.loads(printed) == new.told
 
 
+def test_it_goes_on_with_a_model_that_has_grown(node: Node, tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append(3)
+    with served(tmp_path) as (url, asked), node(CLI, url, "--until", "22") as process:
+        asked.wait_for("updates/000000000004.eg")
+        writer.grow()
+        writer.append(18)
+        printed, _errors = process.communicate(timeout=60)
+        assert json.loads(printed) == writer.told
+        assert writer.version == 22
+        with node(CLI, url) as fresh:
+            printed, errors = fresh.communicate(timeout=60)
+    assert (json.loads(printed), errors) == (writer.told, "")
+
+
+def test_it_keeps_its_version_while_a_generation_is_begun(node: Node, tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append(3)
+    root, latest = ((tmp_path / name).read_bytes() for name in ("evergrad.json", "latest.json"))
+    with served(tmp_path) as (url, asked), node(CLI, url, "--until", "5") as process:
+        asked.wait_for("updates/000000000004.eg")
+        writer.grow()
+        begun = {name: (tmp_path / name).read_bytes() for name in ("evergrad.json", "latest.json")}
+        (tmp_path / "evergrad.json").write_bytes(root)
+        (tmp_path / "latest.json").write_bytes(latest)
+        for _ in range(2):
+            asked.wait_for("updates/000000000004.eg")
+        for name, data in begun.items():
+            (tmp_path / name).write_bytes(data)
+        writer.append()
+        printed, errors = process.communicate(timeout=60)
+    assert json.loads(printed) == writer.told
+    assert "EvergradError" not in errors
+
+
 def test_it_says_what_is_wrong(node: Node, tmp_path: Path) -> None:
     writer = Writer(tmp_path / "damaged")
     writer.append(2, folds=False)

@@ -19,7 +19,10 @@ ROOT = (
     b'{"format":1,"log":"0123456789abcdef","schema":"816fd966f0d94502daee68392db34efa","fold_base":2,'
     b'"model":"package.module:build"}'
 )
-ROOT_ANEW = b'{"format":1,"log":"fedcba9876543210","schema":"49b38fe7bcf0f7544648707239fa40f4","fold_base":2,"begins":42,"model":"package.module:build"}'
+ROOT_ANEW = (
+    b'{"format":1,"log":"fedcba9876543210","schema":"49b38fe7bcf0f7544648707239fa40f4","fold_base":2,'
+    b'"begins":42,"model":"package.module:build"}'
+)
 TAKES_42_HEX = (
     "4547010001000000"  # magic, format, flags, one version
     "26c18d69529287a5"  # checksum

@@ -216,5 +216,5 @@ def test_a_generation_that_never_began_is_told_by_verify() -> None:
     faulty = UpdateLog(FaultyStore(log.store, fail_create={"evergrad.json"}), "memory:test")
     with pytest.raises(LogUnavailable):
         faulty.begin_anew(snapshot_of(new_state(small_schema()), 21), 77)
-    assert named(log) == [update_name(21), snapshot_name(21), "version 21"]
+    assert named(log) == [snapshot_name(21), "version 21"]
     assert equal_states(maintain.state_at(log, 20).state, writer.state)
