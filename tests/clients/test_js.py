@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from evergrad.codec import decode, encode, encode_snapshot, split
+from evergrad.errors import LogUnavailable
+from evergrad.log import UpdateLog
 from evergrad.schema import STORAGE
+from evergrad.testing import FaultyStore
 from tests.builders import copy_of, snapshot_of
 from tests.clients.conftest import CLIENT, Node
 from tests.clients.mutants import flipped, mutants, verdict
@@ -173,21 +176,20 @@ def test_it_goes_on_with_a_model_that_has_grown(node: Node, tmp_path: Path) -> N
 def test_it_keeps_its_version_while_a_generation_is_begun(node: Node, tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.append(3)
-    root, latest = ((tmp_path / name).read_bytes() for name in ("evergrad.json", "latest.json"))
+    store = FaultyStore(writer.log.store, fail_create={"evergrad.json"})
+    writer.log = UpdateLog(store, writer.log.url)
     with served(tmp_path) as (url, asked), node(CLI, url, "--until", "5") as process:
         asked.wait_for("updates/000000000004.eg")
-        writer.grow()
-        begun = {name: (tmp_path / name).read_bytes() for name in ("evergrad.json", "latest.json")}
-        (tmp_path / "evergrad.json").write_bytes(root)
-        (tmp_path / "latest.json").write_bytes(latest)
+        with pytest.raises(LogUnavailable):
+            writer.grow()
         for _ in range(2):
             asked.wait_for("updates/000000000004.eg")
-        for name, data in begun.items():
-            (tmp_path / name).write_bytes(data)
+        store.fail_create.clear()
+        writer.grow()
         writer.append()
         printed, errors = process.communicate(timeout=60)
     assert json.loads(printed) == writer.told
-    assert "EvergradError" not in errors
+    assert "BaseMismatch" in errors
 
 
 def test_it_says_what_is_wrong(node: Node, tmp_path: Path) -> None:

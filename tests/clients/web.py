@@ -100,7 +100,7 @@ class Writer:
 
     def grow(self) -> None:
         """A new generation: the model has another tensor from the next version on."""
-        tensors = [(spec.name, spec.dtype, spec.shape) for spec in self.state.schema.tensors]
+        tensors = [(spec.name, spec.dtype, spec.shape) for spec in self.log.schema.tensors]
         self.state = new_state(Schema([*tensors, ("late", "F32", (5,))]), 9)
         snapshot = snapshot_of(self.state, self.version + 1, run=self.run)
         self.version, _ = self.log.begin_anew(snapshot, self.run + 1)

@@ -383,6 +383,28 @@ def test_with_a_thread_a_log_that_is_down_is_told_and_the_next_step_tries_again(
     publisher.close()
 
 
+def test_what_a_thread_could_not_keep_goes_out_before_a_generation_begins(url: str) -> None:
+    store, log = faulty_log(url)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1400), nn.Linear(1400, 2))
+    optimizer = momentum(model)
+    publisher = Publisher(model, optimizer, log, density=1.0, values="exact", background=True)
+    store.fail_create = {update_name(1)}
+    for _ in train(model, optimizer, 2):  # more than the memory that is set aside for a log that is gone
+        publisher.publish()
+    add(model, optimizer)
+    for _ in range(2):
+        with pytest.raises(LogUnavailable):
+            next(train(model, optimizer, 1))
+    assert (log.begins, publisher.version) == (0, 0)
+    store.fail_create.clear()
+    publisher._writer._next_try_s = 0.0
+    for _ in steps(publisher, model, optimizer, 2):
+        assert_equal(publisher, evergrad.Replica(url))
+    assert maintain.verify(log).problems == ()
+    assert log.begins > 1
+    publisher.close()
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 

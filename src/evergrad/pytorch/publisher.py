@@ -64,7 +64,8 @@ class Publisher:
     A model may gain and lose tensors: where the optimizer was given others since its last step, and the model has
     others too, the log goes on before that step as a new generation, of the new schema, with the next version. What has
     moved until then is the last version of the old one, at which its replicas stay. Parameters that stay keep what was
-    deployed of them; new ones, and all buffers, are deployed as they are.
+    deployed of them; new ones, and all buffers, are deployed as they are. A publisher of a model that its log was of
+    before, or was about to be, takes it on in the same way.
 
     Args:
         model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
@@ -165,7 +166,7 @@ class Publisher:
         """Makes all that belongs to one structure of the model."""
         self._state = state
         self._pending = self._nothing()
-        self._weights = Weights(self._model, state, closed_loop=self._forward == "deployed")
+        self._weights = self._make_weights(self._forward)
         self._mover = mover_for(self._model, self._weights, state, self._selector, self._values, lambda: self._steps)
         self._writer = Writer(
             self._log, state, head, self._run, self._keeping,
@@ -173,6 +174,9 @@ class Publisher:
         )  # fmt: skip
         # Not at exit: what runs there may still close this publisher, which needs the thread.
         weakref.finalize(self, self._writer.end_soon).atexit = False
+
+    def _make_weights(self, forward: Forward) -> Weights:
+        return Weights(self._model, self._state, closed_loop=forward == "deployed")
 
     def _nothing(self) -> Pending:
         return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
