@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -294,14 +295,20 @@ def name_of(point: str) -> str:
     return names.get(point, point)
 
 
-Stopped = tuple[UpdateLog, Publisher, nn.Sequential, torch.optim.Optimizer, evergrad.Replica]
+@dataclass
+class Stopped:
+    """A publisher whose log failed while it began a new generation; and a replica, and a checkpoint, of before."""
+
+    log: UpdateLog
+    publisher: Publisher
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    replica: evergrad.Replica
+    checkpoint: dict[str, Any]
 
 
 def stopped_at(point: str, url: str, *, stored: bool, **settings: Any) -> Stopped:
-    """A publisher whose log failed while it began a new generation, and a replica of the version before.
-
-    Version 2 is in the log, and another step was taken since.
-    """
+    """Version 2 is in the log, and another step was taken since."""
     store, log = faulty_log(url)
     model = linear()
     optimizer = momentum(model)
@@ -310,6 +317,7 @@ def stopped_at(point: str, url: str, *, stored: bool, **settings: Any) -> Stoppe
         replica.sync()
     for _ in train(model, optimizer, 1):
         pass
+    checkpoint = copy.deepcopy(publisher.state_dict())
     add(model, optimizer)
     (store.fail_after_create if stored else store.fail_create).add(name_of(point))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -319,15 +327,15 @@ def stopped_at(point: str, url: str, *, stored: bool, **settings: Any) -> Stoppe
         optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     store.fail_create.clear()
-    assert isinstance(model, nn.Sequential)
-    return log, publisher, model, optimizer, replica
+    return Stopped(log, publisher, model, optimizer, replica, checkpoint)
 
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("stored", [False, True], ids=["refused", "stored"])
 @pytest.mark.parametrize("then", ["step", "publish", "changed", "shrunk", "close"])
 def test_a_log_that_failed_meanwhile_is_tried_again(then: str, stored: bool, point: str, url: str) -> None:
-    log, publisher, model, optimizer, _ = stopped_at(point, url, stored=stored)
+    stopped = stopped_at(point, url, stored=stored)
+    log, publisher, model, optimizer = stopped.log, stopped.publisher, stopped.model, stopped.optimizer
     if then == "changed":
         with publisher.master(), torch.no_grad():
             model[-1].bias.add_(1.0)
@@ -352,16 +360,18 @@ def test_a_log_that_failed_meanwhile_is_tried_again(then: str, stored: bool, poi
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("stored", [False, True], ids=["refused", "stored"])
 @pytest.mark.parametrize("model_then", ["old", "new"])
-@pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])
+@pytest.mark.parametrize("checkpoint", ["none", "after"])
 def test_a_process_that_ended_meanwhile_is_followed_by_another(
-    checkpoint: bool, model_then: str, stored: bool, point: str, url: str
+    checkpoint: str, model_then: str, stored: bool, point: str, url: str
 ) -> None:
-    log, publisher, model, _, replica = stopped_at(point, url, stored=stored)
-    saved = copy.deepcopy(publisher.state_dict()) if checkpoint and model_then == "old" else None
-    publisher.detach()
-    again = linear() if model_then == "old" else copy.deepcopy(model)
+    stopped = stopped_at(point, url, stored=stored)
+    saved = copy.deepcopy(stopped.publisher.state_dict()) if checkpoint == "after" else None
+    stopped.publisher.detach()
+    again, replica = linear(), stopped.replica
+    if model_then == "new":
+        again, saved = copy.deepcopy(stopped.model), None  # both are of the old model
     optimizer = momentum(again)
-    if not log.has_had(schema_of(again)):
+    if not stopped.log.has_had(schema_of(again)):
         assert point in ("update", "schema"), "nobody knows yet that this log is of that model, too"
         with pytest.raises(SchemaMismatch):
             Publisher(again, optimizer, url)
@@ -375,12 +385,25 @@ def test_a_process_that_ended_meanwhile_is_followed_by_another(
     next_one.close()
 
 
+@pytest.mark.parametrize("point", ["snapshot", "evergrad.json", "latest.json"])
+def test_a_checkpoint_of_before_goes_on_after_the_version_that_was_taken(point: str, url: str) -> None:
+    stopped = stopped_at(point, url, stored=False)
+    stopped.publisher.detach()
+    again = linear()
+    optimizer = momentum(again)
+    resumed = Publisher(again, optimizer, url, density=0.05, resume=stopped.checkpoint)
+    for _ in steps(resumed, again, optimizer, 2):
+        assert_equal(resumed, stopped.replica)
+    assert resumed.version > 5
+    resumed.close()
+
+
 def test_with_a_thread_a_log_that_is_down_is_told_and_the_next_step_tries_again(url: str) -> None:
-    log, publisher, model, optimizer, _ = stopped_at("update", url, stored=False, background=True)
-    for _ in steps(publisher, model, optimizer, 2):
-        assert_equal(publisher, evergrad.Replica(url))
-    assert log.begins == 4
-    publisher.close()
+    stopped = stopped_at("update", url, stored=False, background=True)
+    for _ in steps(stopped.publisher, stopped.model, stopped.optimizer, 2):
+        assert_equal(stopped.publisher, evergrad.Replica(url))
+    assert stopped.log.begins == 4
+    stopped.publisher.close()
 
 
 def test_what_a_thread_could_not_keep_goes_out_before_a_generation_begins(url: str) -> None:
@@ -389,15 +412,17 @@ def test_what_a_thread_could_not_keep_goes_out_before_a_generation_begins(url: s
     optimizer = momentum(model)
     publisher = Publisher(model, optimizer, log, density=1.0, values="exact", background=True)
     store.fail_create = {update_name(1)}
-    for _ in train(model, optimizer, 2):  # more than the memory that is set aside for a log that is gone
+    for _ in train(model, optimizer, 5):  # more than the memory that is set aside for a log that is gone
         publisher.publish()
     add(model, optimizer)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(LogUnavailable):
             next(train(model, optimizer, 1))
     assert (log.begins, publisher.version) == (0, 0)
     store.fail_create.clear()
-    publisher._writer._next_try_s = 0.0
+    with pytest.raises(LogUnavailable, match="what moved while it was gone is not in it yet"):
+        next(train(model, optimizer, 1))
+    publisher._writer._next_try_s = 0.0  # as if ten seconds had passed
     for _ in steps(publisher, model, optimizer, 2):
         assert_equal(publisher, evergrad.Replica(url))
     assert maintain.verify(log).problems == ()
