@@ -1,7 +1,7 @@
 """Evergrad keeps deployed PyTorch models fresh.
 
-Importing this package needs numpy alone; names that need torch (`Publisher`, `Trainer`, `attach`, `run`) load it
-on first use.
+Importing this package needs numpy alone; names that need torch (`Checkpoints`, `Publisher`, `Trainer`, `attach`,
+`run`) load it on first use.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from evergrad.trigger import AllOf, AnyOf, EveryN, EverySeconds, News, OnDrift, 
 if TYPE_CHECKING:
     from evergrad.pipeline import run
     from evergrad.pytorch.attach import attach
+    from evergrad.pytorch.checkpoint import Checkpoints
     from evergrad.pytorch.publisher import Publisher
     from evergrad.pytorch.trainer import Trainer
 
@@ -39,6 +40,7 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "Batch",
+    "Checkpoints",
     "ClassBalanced",
     "EveryN",
     "EverySeconds",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 _TORCH_BACKED = {
+    "Checkpoints": "evergrad.pytorch.checkpoint",
     "Publisher": "evergrad.pytorch.publisher",
     "Trainer": "evergrad.pytorch.trainer",
     "attach": "evergrad.pytorch.attach",

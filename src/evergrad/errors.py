@@ -22,6 +22,7 @@ EvergradError
 │   └── VersionNotHeld           the undo ring does not reach back so far
 ├── TrainingError
 │   ├── NonFiniteLoss            the loss is NaN or infinite
+│   ├── LossRefused              the loss cannot be computed for these labels
 │   ├── NonFiniteWeights         a weight became NaN or infinite
 │   ├── OptimizerAttached        the optimizer already feeds a publisher
 │   ├── WeightsChanged           deployed weights were written behind the publisher's back
@@ -271,6 +272,20 @@ class NonFiniteLoss(TrainingError):
         return (
             f"the loss of step {self.step} is {self.value}; no step was taken and nothing was published: "
             "look at the newest examples, the learning rate, or clip the gradients"
+        )
+
+
+class LossRefused(TrainingError):
+    """The loss cannot be computed for these labels."""
+
+    def __init__(self, outputs: str, labels: str, reason: str) -> None:
+        super().__init__(outputs, labels, reason)
+        self.outputs, self.labels, self.reason = outputs, labels, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the loss refuses outputs {self.outputs} and labels {self.labels}: {self.reason}; "
+            "look for labels out of range, or of another dtype or shape than the loss takes"
         )
 
 

@@ -12,12 +12,13 @@ import pytest
 
 import evergrad
 
-LAZY = {"Publisher", "Trainer", "attach", "run"}
+LAZY = {"Checkpoints", "Publisher", "Trainer", "attach", "run"}
 PUBLIC = {
     "evergrad": {
-        "AllOf", "AnyOf", "Batch", "ClassBalanced", "EveryN", "EverySeconds", "Gate", "History", "LeastUsed",
-        "LossPrioritised", "Mix", "News", "OnDrift", "OnLoss", "Publisher", "Replica", "Reservoir", "Schema",
-        "TimeBiased", "Trainer", "Uniform", "WhenIdle", "Window", "__version__", "attach", "errors", "open_log", "run",
+        "AllOf", "AnyOf", "Batch", "Checkpoints", "ClassBalanced", "EveryN", "EverySeconds", "Gate", "History",
+        "LeastUsed", "LossPrioritised", "Mix", "News", "OnDrift", "OnLoss", "Publisher", "Replica", "Reservoir",
+        "Schema", "TimeBiased", "Trainer", "Uniform", "WhenIdle", "Window", "__version__", "attach", "errors",
+        "open_log", "run",
     },
     "evergrad.log": {"ObjectStore", "StoreReader", "UpdateLog", "Watch", "open_log"},
     "evergrad.metrics": {

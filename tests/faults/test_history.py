@@ -264,6 +264,31 @@ def test_what_was_synced_is_not_read_again(tmp_path: Path) -> None:
     assert len(History(tmp_path)) == 10
 
 
+def test_batches_that_retention_removed_are_not_compared(tmp_path: Path) -> None:
+    with small_history(tmp_path, keep_rows=24) as history:
+        for _ in range(20):
+            history.append(examples(history.end, 4))
+        first = history.first
+    assert first % 4
+    power_lost(tmp_path)
+    with History(tmp_path) as history:
+        assert (history.first, history.end) == (first, 80)
+
+
+def test_range_that_could_not_be_synced_is_not_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError("the disk is gone")
+
+    history = small_history(tmp_path)
+    history.append(examples(0, 9))
+    history.exclude(0, 1)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(HistoryUnavailable, match="the disk is gone"):
+        history.exclude(3, 4)
+    for found in (history, History(tmp_path, read_only=True)):
+        assert found.excluded_ranges == ((0, 1),)
+
+
 def test_ragged_batches_are_compared_too(tmp_path: Path) -> None:
     with History(tmp_path) as history:
         for word in ("one", "two", "three"):

@@ -104,11 +104,11 @@ def check(path: Path, facts: dict[str, Any]) -> None:
             assert history.excluded_ranges[: len(ranges)] == ranges
             assert len(history.excluded_ranges) <= len(ranges) + 1
             if not read_only and history.columns:
+                assert not [each.name for each in path.iterdir() if each.name.startswith(".removed-")]
                 first = history.end
                 assert history.append(rows(first, 5), 100.0) == range(first, first + 5)
                 assert history.first == first
                 assert_rows(history, np.arange(history.first, history.end))
-                assert not [each.name for each in path.iterdir() if each.name.startswith(".removed-")]
 
 
 def assert_rows(history: History, ids: np.ndarray[Any, Any]) -> None:

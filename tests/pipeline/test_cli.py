@@ -74,6 +74,62 @@ def test_run_then_show_agree_on_version_and_digest(place: Path) -> None:
     assert [line.split()[0] for line in shown.stdout.splitlines()[-3:]] == ["18", "19", "20"]
 
 
+KEPT = """
+history = "history"
+checkpoints = {path = "checkpoints", every = 5}
+publishing = {snapshot_every = 7}
+training = {clip_norm = 10.0}
+"""
+
+
+def test_a_run_with_checkpoints_goes_on_where_the_stream_was(place: Path) -> None:
+    (place / "config.toml").write_text(KEPT + CONFIG)
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    x, y = make_examples(240)
+    np.savez(place / "stream.npz", x=x, y=y)
+    done = evergrad_command(place, "run", "config.toml")
+    assert done.returncode == 0, done.stderr
+    replica = evergrad.Replica(f"file:{place / 'updates'}")
+    assert replica.sync() == 30
+    assert len(evergrad.History(place / "history", read_only=True)) == 240
+    assert len(list((place / "checkpoints").iterdir())) == 2
+    assert len((place / "records.jsonl").read_text().splitlines()) == 30
+
+
+def test_after_a_rollback_a_run_goes_on_from_there_and_not_from_its_checkpoint(place: Path) -> None:
+    (place / "config.toml").write_text(KEPT + CONFIG)
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    assert evergrad_command(place, "log", "rollback", "updates", "--to", "9", "--yes").returncode == 0
+    replica = evergrad.Replica(f"file:{place / 'updates'}")
+    replica.sync()
+    digest = replica.digest
+    done = evergrad_command(place, "run", "config.toml")
+    assert done.returncode == 0, done.stderr
+    assert "others have written" in done.stderr
+    assert (replica.sync(), replica.digest) == (21, digest)
+
+
+def test_retrain_without_examples_is_one_version_and_the_run_goes_on_from_it(place: Path) -> None:
+    (place / "config.toml").write_text(KEPT + CONFIG)
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    done = evergrad_command(place, "retrain", "config.toml", "--from", "5", "--without", "64:80", "--without", "96:104")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("version 21: trained again from version 5, ")
+    assert evergrad.History(place / "history", read_only=True).excluded_ranges == ((64, 80), (96, 104))
+    replica = evergrad.Replica(f"file:{place / 'updates'}")
+    replica.sync()
+    digest = replica.digest
+    assert evergrad_command(place, "run", "config.toml").returncode == 0
+    assert (replica.sync(), replica.digest) == (21, digest)
+
+
+@pytest.mark.parametrize("wrong", ["5", "9:3", "a:b", ":"])
+def test_a_range_that_is_none_is_refused(wrong: str, place: Path) -> None:
+    done = evergrad_command(place, "retrain", "config.toml", "--from", "5", "--without", wrong)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "must be first:last" in done.stderr
+
+
 def test_a_run_that_is_started_again_continues_from_the_logs_weights(place: Path) -> None:
     assert evergrad_command(place, "run", "config.toml").returncode == 0
     replica = evergrad.Replica(f"file:{place / 'updates'}")

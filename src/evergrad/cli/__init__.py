@@ -63,6 +63,37 @@ def run(config: Annotated[Path, typer.Argument(help="The run as TOML.", show_def
 
 @app.command()
 @named_errors
+def retrain(
+    config: Annotated[Path, typer.Argument(help="The run as TOML; it is not going on meanwhile.", show_default=False)],
+    version: Annotated[int, typer.Option("--from", help="The version to begin from.", show_default=False)],
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Ids of examples to leave out, first:last, the last not included. More than once."),
+    ] = None,
+) -> None:
+    """Trains again from an older version without some examples, and publishes the outcome as one version."""
+    from evergrad import pipeline
+
+    sys.path.insert(0, os.getcwd())
+    ranges = [_range(text) for text in without or []]
+    published = pipeline.retrain_run(pipeline.load_run(config), version=version, without=ranges)
+    if published is None:
+        typer.echo("nothing differs from what is published")
+    else:
+        typer.echo(
+            f"version {published.version}: trained again from version {version}, {published.update_bytes:,} bytes"
+        )
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ConfigError("--without", f"must be first:last, the first lower, not {text!r}")
+    return int(first), int(last)
+
+
+@app.command()
+@named_errors
 def serve(
     log: Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)],
     model: Annotated[

@@ -154,7 +154,7 @@ class Demo:
                 density=self._density,
                 forward=self._forward,
                 history=history,
-                gate=Gate(),
+                gate=Gate(tolerance=4.0, patience=max(100, self.examples // 24)),
                 predict=server.predict,
                 score=accuracy,
                 observe=lambda progress: self._observe(progress, server, trained),

@@ -72,14 +72,10 @@ class Commits:
         self.count = count
 
     def append(self, commit: Commit) -> None:
-        """Adds a record after the last; an OSError leaves all as it was."""
+        """Adds a record after the last; what an OSError leaves of it does not count, and the next overwrites it."""
         data = _RECORD.pack(*commit, 0)
         data = data[:-8] + _check(data, self.count).to_bytes(8, "little")
-        try:
-            write_all(self._fd(), memoryview(data), self.count * _RECORD.size)
-        except OSError:
-            self.cut(self.count)
-            raise
+        write_all(self._fd(), memoryview(data), self.count * _RECORD.size)
         self.count += 1
 
     def cut(self, count: int) -> None:

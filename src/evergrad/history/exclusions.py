@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from evergrad.errors import HistoryDamaged
-from evergrad.history.handles import sync_folder, write_all
+from evergrad.history.handles import sync_path, write_all
 
 _RECORD = struct.Struct("<QQQ")
 
@@ -55,7 +55,7 @@ class Exclusions:
         try:
             write_all(fd, memoryview(body + _check(body, self._size)), self._size)
             os.fsync(fd)
-            sync_folder(self._path.parent)
+            sync_path(self._path.parent)
         except OSError:
             os.ftruncate(fd, self._size)
             raise

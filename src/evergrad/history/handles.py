@@ -68,8 +68,8 @@ def write_all(fd: int, data: memoryview, at: int) -> None:
         data, at = data[written:], at + written
 
 
-def sync_folder(path: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+def sync_path(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -64,6 +64,9 @@ class History:
             history yet.
         clock: seconds since 1970.
 
+    Attributes:
+        keep_from: examples from this id on are not removed, whatever the limits say; None: no such id.
+
     Raises:
         HistoryDamaged: there is one, and it cannot be read.
         HistoryLocked: somebody else writes to it.
@@ -92,6 +95,8 @@ class History:
         self._exclusions = Exclusions(self.path)
         self._held, self._newest_us = _Held(NO_SEGMENTS, 0, 0), -_MOST_US
         self._known: dict[tuple[str, int], int] = {}  # of closed segments, by what and number
+        self._kept = 0
+        self.keep_from: int | None = None
         try:
             if read_only:
                 self.refresh()
@@ -120,6 +125,22 @@ class History:
     def end(self) -> int:
         """The id that the next example gets."""
         return self._held.end
+
+    def first_at(self, end: int) -> int:
+        """The oldest id within the limits at the time when `end` was the next id: what could be drawn then.
+
+        It is a function of the examples alone, which a trainer that goes back and on again can rely on. `first` may be
+        lower, where `keep_from` spares what is beyond the limits.
+        """
+        with self._lock:
+            if end == self.end:
+                return max(self._kept, self.first)
+            segments = self._held.segments
+            then = Segments(segments.number, segments.starts[: int(np.searchsorted(segments.starts, end))])
+            if not len(then):
+                return self.first
+            now_us = int(self.arrived_us(np.array([end - 1]))[0])
+            return int(then.starts[self._beyond(then, end, now_us)])
 
     @property
     def batches(self) -> int:
@@ -251,6 +272,9 @@ class History:
     def sync(self) -> None:
         """Waits until everything appended so far is on the disk: from then on a loss of power does not take it.
 
+        What was appended after the last `sync` is read through once when the history is opened to write after the
+        machine was started anew: call it now and then, and before the end.
+
         Raises:
             HistoryUnavailable: the disk refused, or this is closed or read-only.
         """
@@ -320,9 +344,11 @@ class History:
         if writer is None:
             raise HistoryDamaged(str(self.path), f"{NAME} is gone")
         begin = self._commits.last.end
-        writer.append(arrays, count, arrived_us)
-        if count:
-            self._newest_us = arrived_us
+        try:
+            writer.append(arrays, count, arrived_us)
+        finally:  # an interrupt may come after the batch was committed
+            if self._commits.last.end > begin:
+                self._newest_us = arrived_us
         self._held = _Held(writer.segments, begin + count, self._commits.count)
         try:
             self._retain(writer)
@@ -331,11 +357,15 @@ class History:
         return range(begin, begin + count)
 
     def _retain(self, writer: Writer) -> None:
-        count = self._limits.beyond(
-            writer.segments, self.end, now_us=self._newest_us, bytes_of=self._bytes_of, newest_us_of=self._newest_us_of
-        )
+        segments, spared = writer.segments, self.keep_from
+        count = self._beyond(segments, self.end, self._newest_us)
+        self._kept = int(segments.starts[count]) if len(segments) else 0
+        if spared is not None:
+            count = min(count, max(0, int(np.searchsorted(segments.starts, spared, side="right")) - 1))
         for _ in range(count):
             hide_segment(self.path, writer.segments.name(0))
+            for what in ("bytes", "newest"):
+                self._known.pop((what, writer.segments.number), None)
             writer.removed(1)
             self._held = self._held._replace(segments=writer.segments)
         if count:
@@ -347,12 +377,19 @@ class History:
         except OSError as error:
             logger.warning("the history at %s keeps more than it should: %s", self.path, error)
 
-    def _bytes_of(self, position: int) -> int:
+    def _beyond(self, segments: Segments, end: int, now_us: int) -> int:
+        """How many of the segments are beyond the limits, where `end` is the next id."""
+        return self._limits.beyond(
+            segments, end, now_us=now_us,
+            bytes_of=lambda position: self._bytes_of(position, end), newest_us_of=self._newest_us_of,
+        )  # fmt: skip
+
+    def _bytes_of(self, position: int, end: int) -> int:
         segments = self._held.segments
-        is_closed = position < len(segments) - 1
-        stop = int(segments.starts[position + 1]) if is_closed else self.end
+        is_closed = position < len(segments) - 1 and int(segments.starts[position + 1]) <= end
+        stop = int(segments.starts[position + 1]) if is_closed else end
         key = ("bytes", segments.number + position)
-        found = self._known.get(key)
+        found = self._known.get(key) if is_closed else None
         if found is None and self._writer:
             found = self._writer.bytes_of(position, stop - int(segments.starts[position]))
             if is_closed:

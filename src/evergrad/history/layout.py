@@ -45,6 +45,10 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class _Head(msgspec.Struct):
+    format: int
+
+
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The columns, and what a segment holds at most: rows, and bytes of each ragged column."""
 
@@ -113,16 +117,20 @@ def read_layout(folder: Path) -> Layout:
         HistoryDamaged: it cannot be read, or is of another format.
     """
     try:
-        layout = msgspec.json.decode((folder / NAME).read_bytes(), type=Layout)
+        data = (folder / NAME).read_bytes()
+        found = msgspec.json.decode(data, type=_Head).format
+        if found != _FORMAT:
+            raise HistoryDamaged(str(folder), f"{NAME} has format {found}, this release reads {_FORMAT}")
+        layout = msgspec.json.decode(data, type=Layout)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HistoryDamaged(str(folder), f"{NAME}: {error}") from error
     if not _readable(layout):
-        raise HistoryDamaged(str(folder), f"{NAME} names a format or columns that this release does not write")
+        raise HistoryDamaged(str(folder), f"{NAME} names columns that no history has")
     return layout
 
 
 def _readable(layout: Layout) -> bool:
-    if layout.format != _FORMAT or min(layout.rows_per_segment, layout.bytes_per_segment) < 1 or not layout.columns:
+    if min(layout.rows_per_segment, layout.bytes_per_segment) < 1 or not layout.columns:
         return False
     if len({column.name for column in layout.columns}) < len(layout.columns):
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from evergrad.history.handles import sync_folder
+from evergrad.history.handles import sync_path
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -42,4 +42,4 @@ def write_mark(folder: Path, mark: Mark, *, durable: bool) -> None:
             os.fsync(file.fileno())
     os.replace(temporary, folder / "synced")
     if durable:
-        sync_folder(folder)
+        sync_path(folder)

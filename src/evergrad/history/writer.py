@@ -14,8 +14,8 @@ import xxhash
 
 from evergrad.errors import HistoryDamaged
 from evergrad.history.commits import Commit, Commits
-from evergrad.history.handles import Handles, sync_folder, write_all
-from evergrad.history.layout import ARRIVED, Arrays, Layout
+from evergrad.history.handles import Handles, sync_path, write_all
+from evergrad.history.layout import ARRIVED, NAME, Arrays, Layout
 from evergrad.history.limits import Limits
 from evergrad.history.ragged import Ragged
 from evergrad.history.segments import Segments, find_segments, remove_uncommitted, segment_name
@@ -68,7 +68,7 @@ class Writer:
         if self.segments.number + len(self.segments) != last.segments:
             self.segments = find_segments(self._folder, last, self._layout.rows_per_segment)
         segments, end = self.segments, last.end
-        digest, touched = xxhash.xxh3_64(), set[str]()
+        digest = xxhash.xxh3_64()
         try:
             if self._newest is None and len(segments):
                 self._reopen(segments, end)
@@ -78,8 +78,7 @@ class Writer:
                     self._begin(segments.number + len(segments), end + done, arrived_us)
                     segments = segments.with_one_at(end + done)
                     rows = self._room(arrays, done, count, arrived_us)
-                newest = self._put(arrays, done, rows, arrived_us, digest)
-                touched.add(newest.path.name)
+                self._put(arrays, done, rows, arrived_us, digest)
                 done += rows
             self._commits.append(Commit(end + count, segments.number + len(segments), digest.intdigest()))
         except BaseException:
@@ -87,7 +86,6 @@ class Writer:
             self._commits.catch_up()  # an interrupt may have come after the record was written
             raise
         self.segments = segments
-        self._unsynced |= touched
 
     def removed(self, count: int) -> None:
         """Goes on without the oldest segments."""
@@ -98,15 +96,13 @@ class Writer:
         for name in sorted(self._unsynced):
             folder = self._folder / name
             if folder.exists():
-                for file in sorted(self._sizes):
-                    fd = os.open(folder / file, os.O_RDONLY)
-                    try:
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
-                sync_folder(folder)
+                for file in folder.iterdir():
+                    sync_path(file)
+                sync_path(folder)
         self._commits.sync()
-        sync_folder(self._folder)
+        sync_path(self._folder / NAME)
+        sync_path(self._folder)
+        sync_path(self._folder.absolute().parent)
         self._unsynced.clear()
 
     def bytes_of(self, position: int, rows: int) -> int:
@@ -117,10 +113,11 @@ class Writer:
                 size += int.from_bytes(_read(folder / name, rows * 8, rows * 8 + 8), "little")
         return size
 
-    def _put(self, arrays: Arrays, done: int, rows: int, arrived_us: int, digest: xxhash.xxh3_64) -> _Newest:
+    def _put(self, arrays: Arrays, done: int, rows: int, arrived_us: int, digest: xxhash.xxh3_64) -> None:
         newest = self._newest
         if newest is None:
             raise RuntimeError("no segment was begun")
+        self._unsynced.add(newest.path.name)
         used = dict(newest.used)
         times = np.full(rows, arrived_us, np.int64)
         for name, at, data in _written(self._layout, arrays, slice(done, done + rows), times, newest.rows, used):
@@ -131,7 +128,6 @@ class Writer:
                 os.ftruncate(fd, at + len(flat))
             write_all(fd, flat, at)
         newest.rows, newest.used = newest.rows + rows, used
-        return newest
 
     def _room(self, arrays: Arrays, done: int, count: int, arrived_us: int) -> int:
         """How many of the rows from `done` on go into the newest segment; 0 where it is full."""

@@ -6,7 +6,7 @@ stream -> predict and score (prequential) -> gate -> history, sampler, trigger -
 from __future__ import annotations
 
 from evergrad.pipeline.loop import Alert, Predict, Progress, RunSummary
-from evergrad.pipeline.run import Observe, retrain, roll_back, run
+from evergrad.pipeline.run import Observe, retrain, retrain_run, roll_back, run
 from evergrad.pipeline.settings import RunConfig, load_run
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "RunSummary",
     "load_run",
     "retrain",
+    "retrain_run",
     "roll_back",
     "run",
 ]

@@ -112,7 +112,7 @@ class Loop:
     def finish(self) -> RunSummary:
         """Publishes what is left, and sums up."""
         if self._publisher and not self.held:
-            self._publisher.publish()
+            self._publisher.publish(self._trainer.newest_s or None)
         return RunSummary(
             examples=self._losses.count, steps=self._trainer.steps, loss=self._losses.value, score=self._scores.value,
             **asdict(self._stats()),

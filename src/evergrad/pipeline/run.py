@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergrad.errors import ConfigError
+from evergrad.errors import ConfigError, EvergradError
 from evergrad.gate import Decision, Gate
 from evergrad.history import History
 from evergrad.lineage import blame
+from evergrad.log import open_log
 from evergrad.maintain import state_at
 from evergrad.metrics import Score
 from evergrad.pipeline.loop import Alert, Loop, Predict, Progress, RunSummary
-from evergrad.pytorch.bridge import state_views
+from evergrad.pytorch.begin import others_have_written
+from evergrad.pytorch.bridge import load_weights, state_views
 from evergrad.pytorch.checkpoint import Checkpoints
 from evergrad.pytorch.learner import Loss
 from evergrad.pytorch.publisher import Publisher
@@ -25,6 +28,7 @@ from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.trainer import Trainer, load_model
 from evergrad.pytorch.writer import Published
 from evergrad.records import RecordWriter
+from evergrad.replica import Replica
 from evergrad.sampling import Sampler
 from evergrad.stream import Batch, Source, starting_at
 from evergrad.trigger import Trigger
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+logger = logging.getLogger(__name__)
 Observe = Callable[[Progress], Mapping[str, Any] | None]
 
 
@@ -68,7 +73,8 @@ def run(
     from the batches since then again, out of the history, and goes on with the stream where the history ends. That
     asks for a stream that can begin there (a list or tuple, an `NpzStream`, or any `stream.Rewindable`; of others
     comes what comes), a loss and model that compute the same again, and no thread or server in between (`background`
-    in `publishing`, `predict`).
+    in `publishing`, `predict`). Where somebody else has written to the log meanwhile (a rollback), its weights count,
+    and nothing is learned from again.
 
     Args:
         model, loss, optimizer, trigger, sampler, batch_size: see `Trainer`.
@@ -98,9 +104,9 @@ def run(
         history = _opened(history, stack)
         checkpoints = Checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints
         found = checkpoints.newest() if checkpoints is not None else None
-        publisher = None
+        publisher, resume = None, None
         if log is not None:
-            resume = _resumed(model, found[1]) if found is not None else None
+            resume = _resumed(model, log, found[1]) if found is not None else None
             publisher = Publisher(
                 model, optimizer, log,
                 density=density, forward=forward, factory=factory, resume=resume, clock=clock, **(publishing or {}),
@@ -115,7 +121,8 @@ def run(
         for name, part in (("loop", loop), ("records", writer)):
             if part is not None:
                 trainer.also_keep(name, part)
-        for batch in _all_batches(trainer, loop, history, stream, clock):
+        again = trainer.resume(weights=publisher is None or resume is not None)
+        for batch in _all_batches(again, loop, history, stream, clock):
             progress = loop.take(batch)
             extra = observe(progress) if observe else None
             if writer:
@@ -133,20 +140,40 @@ def _opened(history: History | str | Path | None, stack: contextlib.ExitStack) -
     return stack.enter_context(History(folder))
 
 
-def _resumed(model: nn.Module, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Gives a model what a checkpoint has of it, and the publisher's part of that."""
-    if checkpoint["publisher"] is None:
+def _resumed(model: nn.Module, log: str, checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Gives a model what a checkpoint has of it, and the publisher's part of that.
+
+    None where somebody else has written to the log since, a rollback for example: the model then has those weights.
+    """
+    found: Mapping[str, Any] | None = checkpoint["publisher"]
+    if found is None:
         raise ConfigError("log", "the checkpoint was made without one; begin with an empty folder for checkpoints")
+    if others_have_written(open_log(log, create=True), found["log"]):
+        logger.warning("others have written to %s since the checkpoint: training goes on from their weights", log)
+        take_weights_of(log, model)
+        return None
     load_model(model, checkpoint)
-    found: Mapping[str, Any] = checkpoint["publisher"]
     return found
 
 
+def take_weights_of(log: str, model: nn.Module) -> None:
+    """Gives a model the newest weights of a log, where that has any."""
+    replica = Replica(log)
+    if not replica.log.begun():
+        return
+    try:
+        replica.sync()
+    except EvergradError as error:
+        if replica.stats().version is None:
+            raise
+        logger.warning("training continues from version %d: %s", replica.version, error)
+    load_weights(model, replica)
+
+
 def _all_batches(
-    trainer: Trainer, loop: Loop, history: History, stream: Source, clock: Callable[[], float]
+    again: Iterator[Batch], loop: Loop, history: History, stream: Source, clock: Callable[[], float]
 ) -> Iterator[Batch]:
     """Those that are learned from again, and then the stream from where the history ends."""
-    again = trainer.resume()
     loop.begin()
     yield from again
     yield from starting_at(stream, history.batches - loop.begun_at, clock)
@@ -189,6 +216,30 @@ def roll_back(publisher: Publisher, to: int) -> Published | None:
     return publisher.publish()
 
 
+def retrain_run(settings: Mapping[str, Any], *, version: int, without: Sequence[tuple[int, int]]) -> Published | None:
+    """`retrain` with the parts that the arguments of `run` describe; its history must stay, and hold all since.
+
+    The run itself is not going on meanwhile; started again, it goes on from the outcome.
+
+    Raises:
+        ConfigError: no log, or no history that stays. As `retrain`.
+    """
+    if settings.get("log") is None or settings.get("history") is None:
+        raise ConfigError("history", "training again needs a log and a history that stays")
+    take_weights_of(settings["log"], settings["model"])
+    with contextlib.ExitStack() as stack:
+        history = _opened(settings["history"], stack)
+        parts = {name: settings[name] for name in ("model", "optimizer")}
+        publishing = {**(settings.get("publishing") or {}), "density": settings.get("density")}
+        publisher = Publisher(**parts, log=settings["log"], forward=settings.get("forward", "deployed"), **publishing)
+        stack.callback(publisher.detach)
+        others = {name: settings[name] for name in ("loss", "sampler", "trigger", "batch_size")}
+        trainer = Trainer(**parts, **others, history=history, publisher=publisher, **(settings.get("training") or {}))
+        found = retrain(stack.enter_context(trainer), publisher, history, version=version, without=without)
+        publisher.flush()
+        return found
+
+
 def retrain(
     trainer: Trainer, publisher: Publisher, history: History, *, version: int, without: Sequence[tuple[int, int]]
 ) -> Published | None:
@@ -209,7 +260,8 @@ def retrain(
     examples = blame(publisher.log, version).examples if version else None
     if version and examples is None:
         raise ConfigError("version", f"{version} does not say which examples it learned from; choose another one")
-    roll_back(publisher, version)
+    publisher.flush()
+    publisher.set_weights(state_views(state_at(publisher.log, version).state))
     for first, last in without:
         trainer.exclude(first, last)
     for batch in trainer.again_from(examples.stop if examples else history.first):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evergrad.config import build, build_one_of, import_object, load_toml
-from evergrad.errors import ConfigError, EvergradError
+from evergrad.errors import ConfigError
 from evergrad.gate import Gate
 from evergrad.history import History
 from evergrad.metrics import (
@@ -20,10 +19,9 @@ from evergrad.metrics import (
     log_loss_from_probabilities,
     squared_error,
 )
-from evergrad.pytorch.bridge import load_weights
+from evergrad.pipeline.run import take_weights_of
 from evergrad.pytorch.checkpoint import Checkpoints
 from evergrad.pytorch.settings import Forward
-from evergrad.replica import Replica
 from evergrad.sampling import (
     ClassBalanced,
     LeastUsed,
@@ -37,9 +35,7 @@ from evergrad.stream.files import NpzStream
 from evergrad.trigger import EveryN, EverySeconds, OnDrift, OnLoss
 
 if TYPE_CHECKING:
-    from torch import nn
-
-logger = logging.getLogger(__name__)
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +156,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     if config.score is not None and config.score not in _SCORES:
         raise ConfigError("score", f"must be one of {', '.join(_SCORES)}, not {config.score!r}")
     model = _call("model", import_object(config.model, "model"))
-    _continue_from(config.log, model)
+    take_weights_of(config.log, model)
     options = {key: value for key, value in config.optimizer.items() if key != "factory"}
     make_optimizer = import_object(str(config.optimizer.get("factory")), "optimizer.factory")
     return {
@@ -183,19 +179,6 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "records": config.records,
         "factory": config.model,
     }
-
-
-def _continue_from(log: str, model: nn.Module) -> None:
-    replica = Replica(log)
-    if not replica.log.begun():
-        return
-    try:
-        replica.sync()
-    except EvergradError as error:
-        if replica.stats().version is None:
-            raise
-        logger.warning("training continues from version %d: %s", replica.version, error)
-    load_weights(model, replica)
 
 
 def _given(settings: Publishing | Training) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def begin(
             log.
     """
     at = checkpoint["log"] if checkpoint is not None else None
-    if checkpoint is not None and at is not None and _goes_on_from(log, at):
+    if checkpoint is not None and at is not None and at["head"] is not None and _goes_on_from(log, at):
         schema = schema_of(model, cast)
         log.schema.require(schema)
         deployed = {name: as_numpy(tensor) for name, tensor in checkpoint["deployed"].items()}
@@ -86,12 +86,24 @@ def _goes_on_from(log: UpdateLog, at: Mapping[str, Any]) -> bool:
     It can where it is the log that was written then, still holds that version, and nobody else has written since: what
     was appended after the checkpoint is then appended again, with the same bytes.
     """
+    if not log.begun() or log.id != at["id"] or others_have_written(log, at):
+        return False
+    newest = max([*log.updates(), *log.snapshots()])
+    found = log.read(newest)  # of another schema where the same run was about to begin a generation
+    own = found is None or found[0].schema == short_fingerprint(log.schema)
+    return own and newest >= int(at["head"]["version"])
+
+
+def others_have_written(log: UpdateLog, at: Mapping[str, Any]) -> bool:
+    """Whether the newest version of a log is by somebody else than the publisher whose state said `at`.
+
+    Args:
+        at: the `log` of its `state_dict`. False where the log is another one since.
+    """
     if not log.begun() or log.id != at["id"]:
         return False
-    newest = max([*log.updates(), *log.snapshots()], default=-1)
-    found = log.read(newest)
-    own = found is None or (found[0].run, found[0].schema) == (at["run"], short_fingerprint(log.schema))
-    return newest >= at["head"]["version"] and own
+    found = log.read(max([*log.updates(), *log.snapshots()]))
+    return found is not None and found[0].run != at["run"]
 
 
 def _continued(log: UpdateLog, model: nn.Module, run: int, cast: torch.dtype | None) -> Beginning:

@@ -65,7 +65,14 @@ class Checkpoints:
         """Whether one is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, number: int, tree: Any, *, before: Callable[[], None] | None = None) -> None:
+    def save(
+        self,
+        number: int,
+        tree: Any,
+        *,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[list[int]], None] = lambda _: None,
+    ) -> None:
         """Writes a checkpoint, of copies that are made at once.
 
         A disk that refuses is a warning in the log and `failure`; the checkpoints that are there stay.
@@ -74,14 +81,15 @@ class Checkpoints:
             number: larger than those before; one of the same number is replaced.
             tree: see `Stateful`.
             before: called before the checkpoint is in its place, on the thread that writes it.
+            after: called there when it is, with the numbers of all that are kept.
         """
         pieces = list(_pieces(tree))
         self.wait()
         if not self._background:
-            self._write(number, pieces, before)
+            self._write(number, pieces, before, after)
             return
         self._thread = threading.Thread(
-            target=self._write, args=(number, pieces, before), name="evergrad-checkpoint", daemon=True
+            target=self._write, args=(number, pieces, before, after), name="evergrad-checkpoint", daemon=True
         )
         self._thread.start()
 
@@ -112,18 +120,24 @@ class Checkpoints:
         matches = ((_NAME.fullmatch(path.name), path) for path in self.path.iterdir())
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def _write(self, number: int, pieces: list[memoryview], before: Callable[[], None] | None) -> None:
+    def _write(
+        self,
+        number: int,
+        pieces: list[memoryview],
+        before: Callable[[], None],
+        after: Callable[[list[int]], None],
+    ) -> None:
         checksum = xxhash.xxh3_128()
         for piece in pieces:
             checksum.update(piece)
         try:
-            if before is not None:
-                before()
+            before()
             write_file(
                 self.path / f"{number:012d}-{checksum.hexdigest()}.safetensors", (memoryview(piece) for piece in pieces)
             )
             for _, path in self._found()[: -self._keep]:
                 path.unlink(missing_ok=True)
+            after([other for other, _ in self._found()])
             self.failure = None
         except OSError as error:
             self.failure = error

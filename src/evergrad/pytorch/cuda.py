@@ -164,11 +164,12 @@ class DeviceMover:
             self._check_finite()
             return self._reference.move(k)
         positions, masters = self._scan.found(count)
-        moves = masters - self._state.arrays[self._group][positions]
+        olds = self._state.arrays[self._group][positions]
+        moves = masters - olds
         if self._values == "exact":
             moved, least = self._set_best(positions, masters, moves, k)
         else:
-            moved, least = move_best(self._state, self._group, positions, moves, count, k)
+            moved, least = move_best(self._state, self._group, positions, moves, olds, count, k)
         self._aim.reach(least)
         return moved
 
@@ -188,7 +189,7 @@ class DeviceMover:
     ) -> tuple[Moved | None, float]:
         from evergrad.pytorch import kernels
 
-        best, _, least = kernels.best(positions, moves, len(positions), k)
+        best, _, _, least = kernels.best(positions, moves, moves, len(positions), k)
         if not len(best):
             return None, 0.0
         values = masters[np.searchsorted(positions, best)]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from evergrad.errors import ConfigError, NonFiniteLoss
+from evergrad.errors import ConfigError, LossRefused, NonFiniteLoss
 from evergrad.stateful import Stateful
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -79,7 +79,7 @@ class Learner:
         """Takes one step.
 
         Raises:
-            NonFiniteLoss: no step was taken; what the forward pass wrote to buffers stays.
+            NonFiniteLoss, LossRefused: no step was taken; what the forward pass wrote to buffers stays.
         """
         device = self.device
         self.model.train()
@@ -92,7 +92,7 @@ class Learner:
         self.optimizer.zero_grad()
         with self._casting(x.device):
             outputs = self.model(x)
-            loss = self.loss(outputs, y)
+            loss = self._loss_of(outputs, y)
         mean = loss.mean() if loss.ndim else loss
         value = float(mean.detach())
         if not math.isfinite(value):
@@ -111,6 +111,14 @@ class Learner:
         if self._scheduler is not None:
             self._scheduler.step()
         return self._each(outputs.detach(), y) if self._tell_each and not loss.ndim else loss
+
+    def _loss_of(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.loss(outputs, y)
+        except (IndexError, RuntimeError, ValueError, TypeError) as error:  # whatever torch and users raise there
+            span = f" from {y.min()} to {y.max()}" if y.numel() and not y.is_complex() else ""
+            told = f"{y.dtype} {list(y.shape)}{span}"
+            raise LossRefused(f"{outputs.dtype} {list(outputs.shape)}", told, str(error)) from error
 
     def _each(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -147,7 +155,7 @@ class Learner:
         """
         with torch.inference_mode():
             given, labels = torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(np.ascontiguousarray(y))
-            loss = self.loss(given, labels)
+            loss = self._loss_of(given, labels)
             if each and not loss.ndim and len(given) > 1:
                 loss = self._each(given, labels)
         found: npt.NDArray[np.float64] = loss.double().reshape(-1).numpy()

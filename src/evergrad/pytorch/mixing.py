@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,16 @@ from evergrad.errors import ConfigError
 from evergrad.history import History
 from evergrad.pytorch.bridge import batch_tensors
 from evergrad.sampling import Sampler
+from evergrad.stateful import Stateful, load_all
 
 Ids = npt.NDArray[np.int64]
 Columns = dict[str, Any]
 Transform = Callable[[Columns], Mapping[str, Any]]
-"""Makes the columns x and y of a batch from those of the history: augmentation, or features computed anew."""
-_TRIES = 4
+"""Makes the columns x and y of a batch from those of the history: augmentation, or features computed anew.
+
+What it remembers, such as a random generator of its own, is kept in checkpoints where it is `Stateful`.
+"""
+_TRIES = 8
 
 
 class Mixer:
@@ -32,7 +36,8 @@ class Mixer:
         join_new: False: new examples take their chance among all others.
         transform_new, transform_old: applied to the gathered columns of new and of old examples; None: as they are.
         prefetch: the old examples of the next batch are drawn with this one (from all but those that will be new), and
-            gathered and transformed on a thread meanwhile.
+            gathered and transformed on a thread meanwhile. A `transform_old` that draws from the same generators as the
+            model (torch's or numpy's global one) makes runs that cannot be repeated.
     """
 
     def __init__(
@@ -61,26 +66,24 @@ class Mixer:
         wanted = max(0, self._batch_size - len(new))
         before = first if self._join_new else last
         if self._thread is None:
-            old = self._draw(before, wanted)
+            old = self._draw(before, wanted, last)
             x, y = batch_tensors(self._columns(new, old))
         else:
-            old, columns = self._prefetched(before, wanted)
+            old, columns = self._prefetched(before, wanted, last)
             x, y = batch_tensors(_joined(self._columns(new, old[:0]), columns))
-            self._fetch(self._draw(last, wanted))
+            self._fetch(self._draw(last, wanted, last))
         return x, y, np.concatenate((new, old))
 
-    def _draw(self, before: int, count: int) -> Ids:
-        """Up to `count` different ids, none of them excluded."""
-        found = self.sampler.draw(self._history, before, count)
-        if not self._excluded:
-            return found
-        for _ in range(_TRIES):
-            found = self._without_excluded(found)
-            if len(found) == count:
+    def _draw(self, before: int, count: int, end: int) -> Ids:
+        """Up to `count` different ids below `before`, none of them excluded; `end`: the next id at that time."""
+        then = _Then(self._history, self._history.first_at(end))
+        found = self._without_excluded(self.sampler.draw(then, before, count))
+        for _ in range(_TRIES if self._excluded else 0):
+            if len(found) >= count:
                 break
-            more = self.sampler.draw(self._history, before, count)
-            found = np.concatenate((found, more[~np.isin(more, found)]))[:count]
-        return self._without_excluded(found)
+            more = self._without_excluded(self.sampler.draw(then, before, count))
+            found = np.concatenate((found, more[~np.isin(more, found)]))
+        return found[:count]
 
     def _without_excluded(self, ids: Ids) -> Ids:
         if not self._excluded:
@@ -94,8 +97,10 @@ class Mixer:
         self._history.exclude(first, last)
         self._excluded, self._ahead = self._history.excluded_ranges, None
 
-    def look_for_exclusions(self) -> None:
-        """Takes over all that the history has excluded by now."""
+    def settle(self) -> None:
+        """Before the history grows: what is being fetched is fetched, and all that is excluded by now counts."""
+        if self._ahead is not None:
+            wait([self._ahead[1]])
         self._excluded = self._history.excluded_ranges
 
     def _columns(self, new: Ids, old: Ids) -> Columns:
@@ -106,9 +111,9 @@ class Mixer:
             _transformed(self._history.gather(old), self._transform_old, len(old)),
         )
 
-    def _prefetched(self, before: int, wanted: int) -> tuple[Ids, Columns]:
+    def _prefetched(self, before: int, wanted: int, end: int) -> tuple[Ids, Columns]:
         if self._ahead is None or len(self._ahead[0]) != wanted:
-            self._fetch(self._draw(before, wanted))
+            self._fetch(self._draw(before, wanted, end))
         if self._ahead is None:
             raise RuntimeError("nothing was fetched")
         ids, columns = self._ahead
@@ -120,24 +125,50 @@ class Mixer:
             self._ahead = ids, self._thread.submit(self._columns, ids[:0], ids)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sampler's state, what was drawn ahead, and what is excluded.
+        """The sampler's state and the transforms', what was fetched ahead, and what is excluded.
 
         While batches are learned from again, those count that were excluded then.
         """
-        ahead = None if self._ahead is None else self._ahead[0]
-        return {"sampler": self.sampler.state_dict(), "ahead": ahead, "excluded": self._excluded}
+        ahead = None if self._ahead is None else (self._ahead[0], self._ahead[1].result())
+        transforms = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {
+            "sampler": self.sampler.state_dict(), "transforms": transforms, "ahead": ahead, "excluded": self._excluded,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Draws on from there."""
         self.sampler.load_state_dict(state["sampler"])
+        load_all(self._stateful(), state["transforms"])
         self._excluded, self._ahead = tuple(tuple(span) for span in state["excluded"]), None
         if state["ahead"] is not None:
-            self._fetch(state["ahead"])
+            fetched: Future[Columns] = Future()
+            fetched.set_result(state["ahead"][1])
+            self._ahead = state["ahead"][0], fetched
+
+    def _stateful(self) -> dict[str, Stateful]:
+        named: dict[str, object] = {"new": self._transform_new, "old": self._transform_old}
+        return {name: each for name, each in named.items() if isinstance(each, Stateful)}
 
     def close(self) -> None:
         """Ends the thread."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
+
+
+class _Then:
+    """A history as a sampler saw it: with what was within its limits."""
+
+    def __init__(self, history: History, first: int) -> None:
+        self._history, self.first = history, first
+
+    def gather(self, ids: Ids, columns: Sequence[str] | None = None) -> Columns:
+        return self._history.gather(ids, columns)
+
+    def since(self, arrived_us: int) -> int:
+        return max(self.first, self._history.since(arrived_us))
+
+    def arrived_us(self, ids: Ids) -> Ids:
+        return self._history.arrived_us(ids)
 
 
 def _transformed(columns: Columns, transform: Transform | None, count: int) -> Columns:

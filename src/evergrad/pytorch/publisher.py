@@ -340,7 +340,7 @@ class Publisher:
             "sent": list(self._sent),
             "due": self._due,
             "pending": self._pending.state_dict(),
-            "log": None if self._unfinished else self._writer.position(),
+            "log": self._writer.position() | ({"head": None} if self._unfinished else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evergrad.errors import ConfigError, HistoryDamaged, NonFiniteLoss, NotInHistory
+from evergrad.errors import ConfigError, HistoryDamaged, LossRefused, NonFiniteLoss, NotInHistory
 from evergrad.history import History
 from evergrad.pytorch.checkpoint import Checkpoints
 from evergrad.pytorch.learner import Learned, Learner, Loss, StepFunction
@@ -67,8 +67,6 @@ class Trainer:
         steps_per_trigger: so many steps at once, each with the new examples and old ones of its own.
         autocast, scaler, clip_norm, scheduler, step: see `Learner`.
         join_new, transform_new, transform_old, prefetch: see `Mixer`.
-        store: applied to the columns x and y of new examples before they go into the history: features that are kept
-            (materialised) and not computed anew for each batch.
         checkpoints: where `checkpoint` writes.
     """
 
@@ -93,7 +91,6 @@ class Trainer:
         transform_new: Transform | None = None,
         transform_old: Transform | None = None,
         prefetch: bool = False,
-        store: Transform | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         if steps_per_trigger < 1:
@@ -108,9 +105,10 @@ class Trainer:
             join_new=join_new, transform_new=transform_new, transform_old=transform_old, prefetch=prefetch,
         )  # fmt: skip
         self._history, self._trigger, self._publisher = history, trigger, publisher
-        self._steps_per_trigger, self._store = steps_per_trigger, store
+        self._steps_per_trigger = steps_per_trigger
         self._checkpoints, self._checkpointed = checkpoints, 0
         self._others: dict[str, Stateful] = {}
+        self._first_at: dict[int, int] = {}
         self._batches, self._end = history.batches, history.end
         self._learned = self._end
 
@@ -128,6 +126,13 @@ class Trainer:
     def waiting(self) -> range:
         """The ids of the new examples that no step has learned from."""
         return range(self._learned, self._end)
+
+    @property
+    def newest_s(self) -> float:
+        """When the newest example that it has taken in arrived, as the history has it, seconds since 1970; 0: none."""
+        if self._end <= self._history.first:
+            return 0.0
+        return float(self._history.arrived_us(np.array([self._end - 1]))[0]) / 1e6
 
     def predict(self, x: npt.NDArray[Any], weights: Mapping[str, torch.Tensor] | None = None) -> npt.NDArray[Any]:
         """The outputs for a batch of inputs, by the deployed model (by the model itself where there is no publisher).
@@ -154,9 +159,12 @@ class Trainer:
 
         Raises:
             HistoryMismatch: the batch differs from the ones before; nothing was taken in.
-            NonFiniteLoss, NonFiniteWeights: the examples are in the history; no update was published.
+            NonFiniteLoss, NonFiniteWeights, LossRefused: the examples are in the history, and wait for the next step;
+                no update was published. `exclude(waiting.start, waiting.stop)` leaves them out.
             WriterConflict, LogUnavailable: from the publisher; the step was taken, its update waits.
         """
+        if not len(batch):
+            return None
         arrived_s = self._take_in(batch)
         if not self._trigger.inform(News(examples=len(batch), now_s=arrived_s, loss=loss)):
             return None
@@ -165,15 +173,15 @@ class Trainer:
     def step(self, *, publish: Publish = True) -> Step:
         """Takes the training steps of one trigger now, with the new examples that wait, if any."""
         first, last = self._learned, self._end
-        arrived_us = int(self._history.arrived_us(np.array([last - 1]))[0]) if last > self._history.first else 0
+        newest_s = self.newest_s
         for _ in range(self._steps_per_trigger):
             learned, ids = self._step(first, last)
         goes_out = publish if isinstance(publish, bool) else publish()
         self._learned = last
-        self._trigger.taken(arrived_us / 1e6)
+        self._trigger.taken(newest_s)
         published = None
         if self._publisher:
-            published = self._publisher.publish(arrived_us / 1e6, (first, last), hold=not goes_out)
+            published = self._publisher.publish(newest_s, (first, last), hold=not goes_out)
         new = int(np.count_nonzero(ids >= first))
         return Step(number=self.steps, loss=learned.mean, new=new, old=len(ids) - new, published=published)
 
@@ -182,17 +190,16 @@ class Trainer:
         if self._batches < self._history.batches:
             ids = self._history.batch(self._batches)
         else:
-            self._mixer.look_for_exclusions()
-            columns = {"x": batch.x, "y": batch.y}
-            ids = self._history.append(dict(self._store(columns)) if self._store else columns, batch.arrived_s)
+            self._mixer.settle()
+            ids = self._history.append({"x": batch.x, "y": batch.y}, batch.arrived_s)
         self._batches, self._end = self._batches + 1, ids.stop
-        return float(self._history.arrived_us(np.array([ids.stop - 1]))[0]) / 1e6
+        return self.newest_s
 
     def _step(self, first: int, last: int) -> tuple[Learned, Ids]:
         x, y, ids = self._mixer.batch(first, last)
         try:
             learned = self.learner.learn(x, y)
-        except NonFiniteLoss:
+        except (NonFiniteLoss, LossRefused):
             if self._publisher:  # the forward pass has put what it saw into BatchNorm's statistics
                 self._publisher.restore_buffers()
             raise
@@ -242,14 +249,25 @@ class Trainer:
             return
         if checkpoints.busy and not now:
             return
+        checkpoints.wait()
         self._checkpointed = self.steps
-        checkpoints.save(self._batches, self.state_dict(), before=self._history.sync)
+        self._first_at[self._batches] = self._history.first_at(self._end)
+        checkpoints.save(self._batches, self.state_dict(), before=self._history.sync, after=self._let_go)
 
-    def resume(self) -> Iterator[Batch]:
+    def _let_go(self, kept: list[int]) -> None:
+        """The history may remove what no checkpoint needs; a sampler may draw it where one is gone back to."""
+        self._first_at = {number: first for number, first in self._first_at.items() if number in kept}
+        self._history.keep_from = min(self._first_at.values())
+
+    def resume(self, *, weights: bool = True) -> Iterator[Batch]:
         """Goes back to the newest checkpoint, and gives the batches that came after it, to be learned from again.
 
         Where there is none yet, one is made now: nothing is ever learned from before a checkpoint is there. The
         publisher of this trainer is made with the same checkpoint (`Publisher`, `resume`).
+
+        Args:
+            weights: False leaves the model as it is, and learns from nothing again: somebody has published newer
+                weights, which the publisher was made with.
 
         Raises:
             CheckpointDamaged: there are some, and none can be read.
@@ -261,7 +279,7 @@ class Trainer:
             if self._checkpoints is not None:
                 self._checkpoints.wait()
         else:
-            self.load_state_dict(found[1])
+            self._load(found[1], weights)
         return self._replayed()
 
     def again_from(self, example: int) -> Iterator[Batch]:
@@ -298,24 +316,33 @@ class Trainer:
             "batches": self._batches,
             "end": self._end,
             "learned": self._learned,
+            "first_at": dict(self._first_at),
             "parts": {name: part.state_dict() for name, part in self._own_parts().items()},
             "random": _random_states(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; the history holds at least what it held then."""
+        self._load(state, weights=True)
+
+    def _load(self, state: Mapping[str, Any], weights: bool) -> None:
         if (state["publisher"] is None) != (self._publisher is None):
             raise ConfigError("log", "a checkpoint with a publisher needs one, and one without must do without")
         if self._history.end < state["end"] or self._history.batches < state["batches"]:
             raise HistoryDamaged(
                 str(self._history.path), f"it ends with example {self._history.end}, the checkpoint with {state['end']}"
             )
-        load_model(self.learner.model, state)
+        if weights:
+            load_model(self.learner.model, state)
         load_all(self.learner.parts(), state["learner"])
         self.learner.steps = self._checkpointed = state["steps"]
         self._batches, self._end, self._learned = state["batches"], state["end"], state["learned"]
+        self._first_at = dict(state["first_at"])
+        self._let_go(list(self._first_at))
         load_all(self._own_parts(), state["parts"])
         _set_random_states(state["random"])
+        if not weights:
+            self._batches, self._end, self._learned = self._history.batches, self._history.end, self._history.end
 
     def _own_parts(self) -> dict[str, Stateful]:
         return {"mixer": self._mixer, "trigger": self._trigger, **self._others}

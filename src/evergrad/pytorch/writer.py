@@ -143,12 +143,11 @@ class Writer:
         with self._changed:
             return len(self._waiting) + (self._busy or self._unsent is not None)
 
-    def position(self) -> dict[str, Any] | None:
-        """Where the log ends, for a checkpoint; None where a thread, or a failure of the log, leaves that open."""
-        if self._thread is not None or self.waiting:
-            return None
-        told = {"id": self._log.id, "run": self._run, "head": asdict(self.head), "written": asdict(self.written)}
-        return {**told, "lost_at": self._lost_at}
+    def position(self) -> dict[str, Any]:
+        """Where the log ends, for a checkpoint; `head` is None where a thread or a failure leaves that open."""
+        is_open = self._thread is not None or self.waiting
+        head, written = None if is_open else asdict(self.head), asdict(self.written)
+        return {"id": self._log.id, "run": self._run, "head": head, "written": written, "lost_at": self._lost_at}
 
     def go_on_from(self, at: Mapping[str, Any]) -> None:
         """Takes over what `position` gave."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from evergrad.errors import ConfigError, HistoryDamaged, HistoryMismatch, HistoryUnavailable, NotInHistory
-from evergrad.history import History, Ragged
+from evergrad.history import History, Ragged, commits
 from evergrad.testing import FakeClock
 from tests.builders import begin_history, examples, segments_of, small_history
 
@@ -248,6 +249,13 @@ def test_unreadable_table_of_columns_is_told(tmp_path: Path, data: bytes) -> Non
     assert caught.value.path == str(tmp_path)
 
 
+def test_history_of_another_format_is_told_by_its_number(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text('{"format": 1, "rows_per_segment": 3, "columns": []}')
+    for read_only in (True, False):
+        with pytest.raises(HistoryDamaged, match="has format 1, this release reads 2"):
+            History(tmp_path, read_only=read_only)
+
+
 def test_table_that_the_unreadable_ones_were_made_from_is_read(tmp_path: Path) -> None:
     (tmp_path / "history.json").write_bytes(table())
     (tmp_path / "commits").touch()
@@ -437,11 +445,13 @@ def test_age_is_kept_up_to_a_limit_by_arrival(tmp_path: Path) -> None:
 
 def test_limits_given_later_are_applied_with_the_next_batch(tmp_path: Path) -> None:
     with small_history(tmp_path) as history:
-        history.append(examples(0, 30))
-    with History(tmp_path, keep_rows=5) as history:
+        history.append(examples(0, 29))
+    reader = History(tmp_path, read_only=True)
+    with History(tmp_path, keep_rows=24) as history:
         assert history.first == 0
-        history.append(examples(30, 1))
-        assert history.first == 24
+        history.append(examples(29, 1))  # into the newest segment
+        assert history.first == 6
+        assert (reader.refresh(), reader.first) == (30, 6)
 
 
 @pytest.mark.parametrize("limit", [{"keep_rows": 0}, {"keep_bytes": -1}, {"keep_s": 0.0}, {"keep_s": float("nan")}])
@@ -511,3 +521,51 @@ def test_closed_history_says_so(tmp_path: Path) -> None:
 def test_history_that_nobody_holds_lets_go_of_its_lock(tmp_path: Path) -> None:
     small_history(tmp_path).append(examples(0, 2))
     assert len(History(tmp_path)) == 2
+
+
+def test_sync_waits_for_all_that_was_written_since_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    history = small_history(tmp_path / "history")
+    tmp_path /= "history"
+    synced.clear()
+    history.append(examples(0, 7))
+    assert synced == []
+    history.sync()
+    places = [tmp_path / name for name in segments_of(tmp_path)]
+    files = [each / name for each in places for name in ("arrived.bin", "0.bin", "1.bin")]
+    own = [tmp_path / name for name in ("history.json", "commits", "synced.new")]
+    wanted = {str(each) for each in (tmp_path.parent, tmp_path, *own, *places, *files)}
+    assert set(synced) == wanted
+    assert synced[-2:] == [str(tmp_path / "synced.new"), str(tmp_path)], "the mark comes last"
+    synced.clear()
+    history.append(examples(7, 1))
+    history.sync()
+    assert str(files[0]) not in synced
+    assert str(files[-1]) in synced
+
+
+@pytest.mark.parametrize("where", ["commits.Commits.append", "commits.write_all"])
+def test_interrupt_after_the_commit_leaves_the_batch_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    history = small_history(tmp_path)
+    history.append(examples(0, 2), 5.0)
+    done: Any = commits.Commits.append if where.endswith("append") else commits.write_all
+
+    def interrupted(*arguments: Any) -> None:
+        done(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"evergrad.history.{where}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            history.append(examples(2, 7), 9.0)
+    assert len(history) == 2
+    assert same(rows_of(history, [0, 1]), examples(0, 2))
+    assert history.append(examples(9, 2), 7.0) == range(9, 11)
+    assert same(rows_of(history, list(range(11))), examples(0, 11))
+    assert history.arrived_us(np.arange(11)).tolist() == [5_000_000] * 2 + [9_000_000] * 9
+    assert history.batches == 3

@@ -1,0 +1,139 @@
+"""Strategies side by side, scored by what they served at each moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from evergrad import Batch, EveryN, History, Publisher, Trainer, Uniform
+from evergrad.errors import ConfigError
+from evergrad.metrics import accuracy, log_loss
+from evergrad.pytorch.learner import Learner
+from evergrad.pytorch.strategies import NeverUpdated, Retrained, compare
+from tests.pipeline.tasks import make_examples, seeded_model
+
+
+def learner(seed: int = 0) -> Learner:
+    model = seeded_model(seed)
+    return Learner(model, cross_entropy, torch.optim.Adam(model.parameters(), 1e-2))
+
+
+def stream(batches: int, every_s: float = 1.0) -> Iterator[Batch]:
+    """The labels mean something else in the second half."""
+    x, y = make_examples(8 * batches)
+    for number in range(batches):
+        part = slice(8 * number, 8 * number + 8)
+        labels = (y[part] + (number >= batches // 2)) % 4
+        yield Batch(x[part], labels, 1000.0 + every_s * number)
+
+
+def trained(folder: Path, *, batch_size: int = 32, log: str | None = None) -> Trainer:
+    own = learner()
+    publisher = Publisher(own.model, own.optimizer, log, density=0.2) if log else None
+    return Trainer(
+        model=own.model, loss=cross_entropy, optimizer=own.optimizer, history=History(folder), trigger=EveryN(8),
+        sampler=Uniform(seed=1), batch_size=batch_size, publisher=publisher,
+    )  # fmt: skip
+
+
+def test_all_see_the_same_stream_and_each_is_scored_by_what_it_served(tmp_path: Path) -> None:
+    strategies = {
+        "never": NeverUpdated(learner()),
+        "online": trained(tmp_path / "online", batch_size=1),
+        "proactive": trained(tmp_path / "dense"),
+        "sparse": trained(tmp_path / "sparse", log=f"file:{tmp_path / 'log'}"),
+        "retrained": Retrained(learner, learner(), every=400, epochs=2, batch_size=32, took_s=lambda _: 0.0),
+    }
+    *_, last = compare(strategies, stream(200), {"accuracy": accuracy, "log_loss": log_loss}, window=100)
+    assert {standing.examples for standing in last.values()} == {1600}
+    scores = {name: standing.scores["accuracy"] for name, standing in last.items()}
+    assert scores["never"] < 0.4
+    assert scores["proactive"] > scores["never"] + 0.2
+    assert scores["sparse"] > scores["never"] + 0.2
+    assert scores["online"] > scores["never"] + 0.2
+    assert all(standing.learn_s > 0 for standing in last.values())
+    assert "accuracy_windowed" in last["never"].scores
+
+
+@pytest.mark.parametrize("took_s", [0.0, 25.0])
+def test_a_retraining_serves_from_when_it_would_have_been_done(took_s: float) -> None:
+    strategy = Retrained(learner, learner(9), every=160, epochs=3, batch_size=32, took_s=lambda _: took_s)
+    first = strategy.predict(make_examples(4)[0])
+    changed_at = []
+    for number, batch in enumerate(stream(100)):
+        strategy.learn(batch)
+        now = strategy.predict(make_examples(4)[0])
+        if not np.array_equal(now, first):
+            changed_at.append(number)
+            first = now
+    begun = [19, 39, 59, 79, 99]
+    assert changed_at == [number + int(took_s) for number in begun if number + took_s < 100]
+    assert strategy.trainings == 5
+
+
+def test_cold_begins_from_scratch_and_warm_from_the_newest(tmp_path: Path) -> None:
+    made: list[Learner] = []
+
+    class Watched(Learner):
+        def learn(self, x: Any, y: Any) -> Any:
+            if self.steps == 0:
+                self.begun = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            return super().learn(x, y)
+
+    def make() -> Learner:
+        model = seeded_model(1)
+        made.append(Watched(model, cross_entropy, torch.optim.SGD(model.parameters(), 0.1)))
+        return made[-1]
+
+    for warm in (False, True):
+        made.clear()
+        strategy = Retrained(make, learner(), every=80, epochs=1, batch_size=32, warm=warm, took_s=lambda _: 0.0)
+        for batch in stream(20):
+            strategy.learn(batch)
+        assert strategy.trainings == 2
+        fresh = seeded_model(1).state_dict()
+        newest = made[0].model.state_dict()
+        begun = made[1].begun  # type: ignore[attr-defined]
+        expected = newest if warm else fresh
+        assert all(torch.equal(begun[name], expected[name]) for name in expected)
+
+
+def test_each_retraining_goes_through_all_examples_so_far() -> None:
+    seen: list[int] = []
+
+    class Counting(Learner):
+        def learn(self, x: Any, y: Any) -> Any:
+            seen.append(len(x))
+            return super().learn(x, y)
+
+    def make() -> Learner:
+        model = seeded_model(1)
+        return Counting(model, cross_entropy, torch.optim.SGD(model.parameters(), 0.1))
+
+    before = make_examples(40, seed=5)
+    strategy = Retrained(make, learner(), every=80, epochs=2, batch_size=50, seen=before)
+    for batch in stream(20):
+        strategy.learn(batch)
+    assert seen == [50, 50, 20] * 2 + [50, 50, 50, 50] * 2
+
+
+def test_never_updated_never_changes() -> None:
+    strategy = NeverUpdated(learner())
+    x, _ = make_examples(8)
+    before = strategy.predict(x)
+    for batch in stream(5):
+        strategy.learn(batch)
+    assert np.array_equal(strategy.predict(x), before)
+
+
+@pytest.mark.parametrize("setting", ["every", "epochs", "batch_size"])
+def test_settings_out_of_range_are_refused(setting: str) -> None:
+    settings: dict[str, Any] = {"every": 8, "epochs": 1, "batch_size": 8, setting: 0}
+    with pytest.raises(ConfigError, match=setting):
+        Retrained(learner, learner(), **settings)
