@@ -47,6 +47,11 @@ class Training:
         self._optimizer.step()
         self.publisher.publish()
 
+    def grow(self) -> None:
+        """One parameter more: the next step begins a new generation of the log."""
+        self.model.late = nn.Parameter(torch.ones(2))
+        self._optimizer.add_param_group({"params": [self.model.late]})
+
     def servable(self) -> ReplicaModule:
         return ReplicaModule(make_model(), Replica(self.url))
 

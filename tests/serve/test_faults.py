@@ -124,3 +124,19 @@ def _reaches(client: InferenceClient, training: Training, version: int) -> None:
     answer = client.infer(BATCH)
     assert (answer.version, answer.digest) == (version, training.publisher.digest)
     assert np.array_equal(answer.outputs, training.outputs())
+
+
+def test_a_model_that_changed_is_not_served_and_the_last_version_of_the_one_before_is(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.step()
+    with serving(training.servable()) as (_, client):
+        until(lambda: client.ready() and client.info()["version"] == 1)
+        training.step()
+        kept, good = training.outputs(), training.publisher.digest
+        training.grow()
+        training.step()
+        until(lambda: "make a new Replica" in str(client.info()["error"]))
+        answer = client.infer(BATCH)
+        assert (answer.version, answer.digest) == (2, good)
+        assert np.array_equal(answer.outputs, kept)
+        assert client.ready()

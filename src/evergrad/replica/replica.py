@@ -9,6 +9,7 @@ written in: the replica stays at its last good version, and continues from a lat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
@@ -25,6 +26,7 @@ from evergrad.errors import (
     EvergradError,
     NotSynced,
     ReplicaError,
+    SchemaMismatch,
     UnsupportedFormat,
     VersionNotHeld,
 )
@@ -40,6 +42,10 @@ from evergrad.update import Change, Snapshot, State, Update
 
 logger = logging.getLogger(__name__)
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
+_ANOTHER_MODEL = (
+    "the log goes on with another model, and this replica keeps its last version of the one before: "
+    "build the new module, and make a new Replica for it (with a cache of its own)"
+)
 
 
 class Replica:
@@ -190,6 +196,8 @@ class Replica:
         was begun anew, from that one's.
 
         Raises:
+            SchemaMismatch: the log goes on with another model, whose tensors differ. The replica stays at its last good
+                version for ever: make a new one.
             LogNotFound, LogUnavailable: the log cannot be read.
             NotSynced: the log has been begun, and holds no snapshot yet.
             CorruptRecord, UnsupportedFormat, DigestMismatch, BaseMismatch: the next update cannot be applied and no
@@ -215,10 +223,16 @@ class Replica:
     def _catch_up(self, look: bool) -> None:
         if self._state is None:
             self._load_snapshot(after=-1)
-        newest = self._newest_snapshot() if look or self._from_cache else -1
+        walk = Walk(self.state.schema.nbytes)
+        try:
+            newest = self._newest_snapshot() if look or self._from_cache else -1
+        except SchemaMismatch:  # what was published before the model changed is still for this replica
+            with contextlib.suppress(*_UNREADABLE):
+                while self._step(walk):
+                    pass
+            raise
         if self._from_cache:
             self._check_against_log(newest)
-        walk = Walk(self.state.schema.nbytes)
         while True:
             if walk.costs_more_than_snapshot(self._version, newest):
                 walk.forget_snapshot()
@@ -251,8 +265,11 @@ class Replica:
         fresh = open_log(self._source) if isinstance(self._source, str) else UpdateLog(self._log.store, self._log.url)
         if fresh.id != log_id:
             return False
+        try:
+            fresh.schema.require(self.schema)
+        except SchemaMismatch as error:
+            raise SchemaMismatch(error.tensor, error.expected, error.found, _ANOTHER_MODEL) from None
         logger.warning("%s was begun anew; version %d is given up", self._log.url, self._version)
-        fresh.schema.require(self.schema)
         self._log = fresh
         self._load_snapshot(after=-1)
         self._from_cache = False
@@ -324,6 +341,8 @@ class Replica:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     def _load_snapshot(self, *, after: int, cause: EvergradError | None = None) -> None:
+        if self._state is None:
+            self._log.reread()  # for it may have been opened long ago
         if not self._log.begun() and isinstance(self._source, str):
             self._log = open_log(self._source)  # the place may have come into being since
         _ = self._log.schema
