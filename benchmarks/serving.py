@@ -40,10 +40,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from experiments.machine import machine
+from experiments.models import ResNet18
 from torch import nn
 
-from benchmarks.machine import machine
-from benchmarks.models import ResNet18
 from evergrad import Publisher, Replica
 from evergrad.demo.lenet import make_lenet5
 from evergrad.errors import ServerError

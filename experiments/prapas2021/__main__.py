@@ -18,7 +18,7 @@ from evergrad.errors import ConfigError, EvergradError
 from experiments.prapas2021.cells import Setup
 from experiments.prapas2021.grid import Cell, grid
 from experiments.prapas2021.protocol import MODELS_OF, PROTOCOLS, quick
-from experiments.prapas2021.run import CellFailed, Settings, run_grid
+from experiments.prapas2021.run import CellFailed, Settings, records_in, run_grid
 from experiments.prapas2021.show import print_tables, write_all
 from experiments.prapas2021.summary import summarise
 from experiments.prapas2021.watch import Watch
@@ -36,8 +36,11 @@ def main(told: list[str] | None = None) -> int:
             settings.protocol, settings.data, settings.out, weights=settings.weights
         ).fresh()  # it names what is missing
         cells = _chosen(grid(settings.protocol, arguments.seeds), arguments.cells)
-        with Watch(console) as watch:
-            records = run_grid(settings, cells, watch)
+        if arguments.show:
+            records = records_in(settings)
+        else:
+            with Watch(console) as watch:
+                records = run_grid(settings, cells, watch)
         found = summarise(records)
         print_tables(console, found)
         console.print(f"{write_all(found, settings.out)}", soft_wrap=True)
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--weights", type=Path, help="what models begin with: safetensors, or a state dict of torch")
     parser.add_argument("--retrain-epochs", type=int, help="of full retraining; default: as in the paper")
+    parser.add_argument("--show", action="store_true", help="run nothing: tables and report of what is done so far")
     parser.add_argument("--cells", help="only those of this name, for example 'closed-*' or 'proactive-8,retrained'")
     return parser
 

@@ -28,6 +28,7 @@ from experiments.prapas2021.grid import Cell, steps_of
 from experiments.prapas2021.protocol import Protocol
 from experiments.prapas2021.watch import Watch
 
+_CELLS = "cells.jsonl"
 Process = subprocess.Popen[str]
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +81,7 @@ def run_grid(settings: Settings, cells: list[Cell], watch: Watch) -> list[Record
     settings.out.mkdir(parents=True, exist_ok=True)
     for left in settings.out.glob("cell-*"):
         shutil.rmtree(left, ignore_errors=True)
-    path = settings.out / "cells.jsonl"
+    path = settings.out / _CELLS
     done = _done(settings, path)
     waiting = [cell for cell in cells if (cell.name, cell.seed) not in done]
     seeds = {cell.seed for cell in waiting}
@@ -88,7 +89,7 @@ def run_grid(settings: Settings, cells: list[Cell], watch: Watch) -> list[Record
     first = [cell for cell in first if cell in waiting or not (settings.out / "first" / f"seed-{cell.seed}").exists()]
     others = [cell for cell in waiting if cell.kind != "first"]
     if not waiting:
-        return list(read_records(path))
+        return records_in(settings)
     with RecordWriter(path) as writer, _workers(settings, min(settings.jobs, len(waiting))) as workers:
         writer.write("setup", **settings.fixed, jobs=settings.jobs, threads=settings.threads, **_where())
         watch.begin({cell: steps_of(cell, settings.protocol) for cell in [*first, *others]})
@@ -99,7 +100,16 @@ def run_grid(settings: Settings, cells: list[Cell], watch: Watch) -> list[Record
                     watch.done(cell, event["record"])
                 else:
                     watch.steps(cell, event["steps"])
-    return list(read_records(path))
+    return records_in(settings)
+
+
+def records_in(settings: Settings) -> list[Record]:
+    """All records in the folder. Raises ConfigError where not even an initial training is done."""
+    path = settings.out / _CELLS
+    found = list(read_records(path)) if path.exists() else []
+    if not any(record["event"] == "cell" and record["cell"] == "first" for record in found):
+        raise ConfigError("out", f"{settings.out} holds no results yet; run the experiments first")
+    return found
 
 
 def _done(settings: Settings, path: Path) -> set[tuple[str, int]]:

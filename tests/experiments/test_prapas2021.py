@@ -226,6 +226,22 @@ def test_a_folder_with_results_of_other_settings_is_refused(
     assert "name another folder" in told
 
 
+@needs_mnist
+def test_what_is_done_so_far_is_shown_and_nothing_is_run(
+    quick_mnist: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (quick_mnist[0] / "cells.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cells.jsonl").write_text("".join(lines[:6]))
+    told = ["mnist", "--quick", "--show", "--data", str(DATA), "--out", str(tmp_path)]
+    assert main(told) == 0
+    assert "never-updated" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "cells.jsonl").read_text() == "".join(lines[:6])
+    (tmp_path / "cells.jsonl").write_text(lines[0])
+    assert main(told) == 1
+    assert "holds no results yet" in capsys.readouterr().err
+
+
 def test_a_file_of_a_wrong_length_is_named(
     random_cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
