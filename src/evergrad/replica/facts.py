@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
 from evergrad.errors import EvergradError
+
+logger = logging.getLogger(__name__)
+ANOTHER_MODEL = (
+    "the log goes on with another model, and this replica keeps its last version of the one before: "
+    "build the new module, and make a new Replica for it (with a cache of its own)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,26 @@ class Applied:
     version: int
     digest: int
     touched: tuple[tuple[int, npt.NDArray[Any]], ...] | None
+
+
+class Listeners:
+    """Who wants to be told of each move."""
+
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[Applied], None]] = []
+
+    def add(self, callback: Callable[[Applied], None]) -> Callable[[], None]:
+        """From now on; gives what ends that."""
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
+
+    def tell(self, applied: Applied) -> None:
+        """Calls them one after the other; what one raises is logged."""
+        for callback in tuple(self._callbacks):
+            try:
+                callback(applied)
+            except Exception:  # the user's code, of which we know nothing; the state is whole either way
+                logger.exception("a callback failed at version %d", applied.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

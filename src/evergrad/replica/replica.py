@@ -32,7 +32,7 @@ from evergrad.errors import (
 )
 from evergrad.log import UpdateLog, Watch, open_log
 from evergrad.replica.cache import Cache, rewound
-from evergrad.replica.facts import Applied, ReplicaStats
+from evergrad.replica.facts import ANOTHER_MODEL, Applied, Listeners, ReplicaStats
 from evergrad.replica.follow import Follower
 from evergrad.replica.lock import FairLock, ReadWriteLock
 from evergrad.replica.undo import UndoRing
@@ -42,10 +42,6 @@ from evergrad.update import Change, Snapshot, State, Update
 
 logger = logging.getLogger(__name__)
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
-_ANOTHER_MODEL = (
-    "the log goes on with another model, and this replica keeps its last version of the one before: "
-    "build the new module, and make a new Replica for it (with a cache of its own)"
-)
 
 
 class Replica:
@@ -91,7 +87,7 @@ class Replica:
         self._apply_s = 0.0
         self._held = False
         self._undo = UndoRing(undo_bytes)
-        self._callbacks: list[Callable[[Applied], None]] = []
+        self._listeners = Listeners()
         self._error: EvergradError | None = None
         self._follower: Follower | None = None
         self._log_id, self._from_cache = "", False
@@ -165,8 +161,7 @@ class Replica:
         It runs in the thread that syncs, while all readers wait: keep it short. An exception in it is logged, and stops
         neither the replica nor the other callbacks.
         """
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback)
+        return self._listeners.add(callback)
 
     def stats(self) -> ReplicaStats:
         """One consistent set of numbers about this replica."""
@@ -268,7 +263,7 @@ class Replica:
         try:
             fresh.schema.require(self.schema)
         except SchemaMismatch as error:
-            raise SchemaMismatch(error.tensor, error.expected, error.found, _ANOTHER_MODEL) from None
+            raise SchemaMismatch(error.tensor, error.expected, error.found, ANOTHER_MODEL) from None
         logger.warning("%s was begun anew; version %d is given up", self._log.url, self._version)
         self._log = fresh
         self._load_snapshot(after=-1)
@@ -331,12 +326,7 @@ class Replica:
         self._tell(tuple((part.group, part.positions) for part in change.parts))
 
     def _tell(self, touched: tuple[tuple[int, npt.NDArray[Any]], ...] | None) -> None:
-        applied = Applied(version=self._here()[0], digest=self.state.digest, touched=touched)
-        for callback in tuple(self._callbacks):
-            try:
-                callback(applied)
-            except Exception:  # the user's code, of which we know nothing; the state is whole either way
-                logger.exception("a callback failed at version %d", applied.version)
+        self._listeners.tell(Applied(version=self._here()[0], digest=self.state.digest, touched=touched))
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
