@@ -30,7 +30,7 @@ from evergrad.errors import (
     UnsupportedFormat,
     VersionNotHeld,
 )
-from evergrad.log import UpdateLog, Watch, open_log
+from evergrad.log import UpdateLog, open_log
 from evergrad.replica.cache import Cache, rewound
 from evergrad.replica.facts import ANOTHER_MODEL, Applied, Listeners, ReplicaStats
 from evergrad.replica.follow import Follower
@@ -319,13 +319,11 @@ class Replica:
                 self._updates += 1
                 self._update_bytes += size
                 self._undo.push(before, newest_us, change)
-                self._tell_changed(change)
+                self._tell(change)
         self._apply_s += time.perf_counter() - started_s
 
-    def _tell_changed(self, change: Change) -> None:
-        self._tell(tuple((part.group, part.positions) for part in change.parts))
-
-    def _tell(self, touched: tuple[tuple[int, npt.NDArray[Any]], ...] | None) -> None:
+    def _tell(self, change: Change | None) -> None:
+        touched = None if change is None else tuple((part.group, part.positions) for part in change.parts)
         self._listeners.tell(Applied(version=self._here()[0], digest=self.state.digest, touched=touched))
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
@@ -390,7 +388,7 @@ class Replica:
                     change = undo.change(self.state)
                     self.state.commit(change)
                     self._version, self._newest_us = undo.version, undo.newest_us
-                    self._tell_changed(change)
+                    self._tell(change)
                 self._held = True
                 self._rollbacks += 1
             return to
@@ -433,7 +431,7 @@ class Replica:
     def _look(self, change: Change, version: int, newest_us: int) -> None:
         self.state.commit(change)
         self._looking = (get_ident(), version, newest_us)
-        self._tell_changed(change)
+        self._tell(change)
 
     def _here(self) -> tuple[int, int]:
         """Version and time of the newest example as this thread sees them: the head's, but inside `at`."""
@@ -481,13 +479,9 @@ class Replica:
                 and cannot tell when it has (a local directory can).
         """
         if self._follower is None:
-            self._follower = Follower(
-                self._sync, lambda: self._version, self._watch, poll_s=poll_s, max_poll_s=max_poll_s
-            )
+            watch = lambda: self._log.watch()  # noqa: E731 - of the log that it follows then
+            self._follower = Follower(self._sync, lambda: self._version, watch, poll_s=poll_s, max_poll_s=max_poll_s)
         return self
-
-    def _watch(self) -> Watch | None:
-        return self._log.watch()
 
     def close(self) -> None:
         """Ends `follow`, and keeps the state in the cache; the last version stays readable."""
