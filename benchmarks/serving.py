@@ -298,6 +298,9 @@ def measure(model: str, *, density: float, rounds: int, block_s: float, clients:
         for place in (served, whole):
             shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.eg"))
             (place / "updates").mkdir(exist_ok=True)
+            (place / "latest.json").unlink()  # it names a snapshot that comes after the updates to release
+            for path in sorted((place / "snapshots").iterdir())[1:]:
+                path.unlink()
         update_bytes = statistics.median(path.stat().st_size for path in (source / "updates").iterdir())
         arguments = ("--model", model, "--clients", str(clients))
         with server(model, f"file:{served}") as url, process("--load", url, *arguments) as running:

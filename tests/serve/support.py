@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from evergrad.log import open_log
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
@@ -59,6 +60,16 @@ class Training:
         with torch.no_grad():
             found: Array = self.model(torch.from_numpy(BATCH)).numpy()
         return found
+
+
+class FromNothing:
+    """A servable of a log in which nothing is yet."""
+
+    def __init__(self, url: str) -> None:
+        self.replica = Replica(open_log(url, create=True))
+
+    def predict(self, x: Array) -> tuple[Array, int]:
+        return x, self.replica.version
 
 
 def until(condition: Callable[[], object], tries: int = 1500) -> None:

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from evergrad.errors import ConfigError, ServerError
-from evergrad.log import open_log
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.server import Server, Settings, serve
-from tests.serve.support import BATCH, Array, Training, ask, ask_json, request_of, serving, until
+from tests.serve.support import BATCH, FromNothing, Training, ask, ask_json, request_of, serving, until
 
 
 def test_answers_follow_the_trainer_bit_for_bit(tmp_path: Path) -> None:
@@ -106,16 +105,6 @@ def test_nobody_can_unload_the_model(tmp_path: Path) -> None:
         for verb in ("load", "unload"):
             assert ask_json(server.url, "POST", f"/v2/repository/models/model/{verb}", {})[0] == 404
         until(client.ready)
-
-
-class FromNothing:
-    """A servable of a log in which nothing is yet."""
-
-    def __init__(self, url: str) -> None:
-        self.replica = Replica(open_log(url, create=True))
-
-    def predict(self, x: Array) -> tuple[Array, int]:
-        return x, self.replica.version
 
 
 def test_not_ready_before_the_first_version(tmp_path: Path) -> None:

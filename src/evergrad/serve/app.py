@@ -24,7 +24,7 @@ from evergrad.errors import ConfigError
 from evergrad.serve import openapi
 from evergrad.serve.access import Token, is_loopback
 from evergrad.serve.info import one_line, weights_info
-from evergrad.serve.model import ModelPlane, code_of
+from evergrad.serve.model import CODES, ModelPlane, code_of
 from evergrad.serve.request import decode_request
 from evergrad.serve.sdk import (
     ListModelsResponse,
@@ -54,7 +54,7 @@ def make_app(plane: ModelPlane, *, token: Token | None = None, max_bytes: int = 
     app.include_router(_protocol_routes(plane, max_bytes))
     app.include_router(_own_routes(plane))
     app.include_router(_admin_routes(plane, max_bytes))
-    for kind in (HTTPException, Exception):
+    for kind in (*CODES, ServerNotReady, HTTPException, Exception):  # each by name: only a defect is logged as one
         app.add_exception_handler(kind, _answer_error)
     if token is not None:
         app.add_middleware(_Guard, token=token)

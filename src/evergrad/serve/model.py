@@ -34,7 +34,7 @@ from evergrad.serve.tensors import Array, datatype_of
 logger = logging.getLogger(__name__)
 STABLE, CANDIDATE = "stable", "candidate"
 _TOLD_VERSIONS = 100
-_CODES: dict[type[Exception], int] = {
+CODES: dict[type[Exception], int] = {  # the errors that are a request's fault, or a matter of time
     InvalidInput: 400,
     ModelNotFound: 404,
     VersionNotHeld: 404,
@@ -45,7 +45,7 @@ _CODES: dict[type[Exception], int] = {
 
 def code_of(error: BaseException) -> int:
     """The HTTP status that tells an error."""
-    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), 500)
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), 500)
 
 
 class ServedModel(Model):  # type: ignore[misc]
