@@ -479,7 +479,7 @@ class Replica:
                 and cannot tell when it has (a local directory can).
         """
         if self._follower is None:
-            watch = lambda: self._log.watch()  # noqa: E731 - of the log that it follows then
+            watch = lambda: self._log.watch()  # noqa: E731, PLW0108 - of the log that it then follows
             self._follower = Follower(self._sync, lambda: self._version, watch, poll_s=poll_s, max_poll_s=max_poll_s)
         return self
 
