@@ -82,11 +82,12 @@ class Learner:
             NonFiniteLoss, LossRefused: no step was taken; what the forward pass wrote to buffers stays.
         """
         device = self.device
-        self.model.train()
+        if not self.model.training:  # parts that are kept in evaluation mode stay so
+            self.model.train()
         loss = self._step(x.to(device, non_blocking=True), y.to(device, non_blocking=True)).detach()
         each = loss.double().cpu().numpy() if loss.ndim else None
         self.steps += 1
-        return Learned(float(loss.mean()), each)
+        return Learned(float(loss.mean() if loss.ndim else loss), each)
 
     def _plain_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.optimizer.zero_grad()
@@ -135,7 +136,7 @@ class Learner:
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The model's outputs for a batch of inputs, in evaluation mode."""
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.inference_mode(), self._casting(self.device):
@@ -143,7 +144,8 @@ class Learner:
                 found: npt.NDArray[Any] = outputs.float().cpu().numpy() if self._autocast else outputs.cpu().numpy()
                 return found
         finally:
-            self.model.train(training)
+            for module in training:
+                module.training = True
 
     def losses_of(
         self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
