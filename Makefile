@@ -39,8 +39,13 @@ types: setup
 azurite:
 	@scripts/azurite.sh
 
+# Two processes, for most tests use one core; what the first one says is shown when the other has ended.
+TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo
 unit: setup azurite
-	$(BIN)/python -m pytest
+	@mkdir -p build
+	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(TORCH_TESTS:%=--ignore=%); rest=$$?; \
+	wait $$first; torch=$$?; cat build/torch-tests.log; exit $$((rest || torch))
 
 # The long form of a test that 'make test' runs for 300 updates: 8 clients hammer a server during 10,000.
 torn-reads: setup
