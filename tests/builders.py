@@ -112,6 +112,13 @@ class Writer:
         self.log.begin(self.snapshot(), fold_base=self.fold_base)
         return self
 
+    def begin_anew(self, schema: Schema, log: int = 0xFEDCBA9876543210) -> Writer:
+        """Goes on with a model of another schema."""
+        state = new_state(schema, self.seed + 1)
+        self.version, _ = self.log.begin_anew(snapshot_of(state, self.version + 1, run=self.run), log)
+        self.state, self.schema = state, schema
+        return self
+
     def snapshot(self) -> Snapshot:
         return snapshot_of(self.state, self.version, run=self.run)
 

@@ -22,8 +22,8 @@ from evergrad.metrics import accuracy
 from evergrad.pytorch.checkpoint import Checkpoints
 from tests.pipeline.tasks import make_examples, seeded_model
 
-BATCHES = 400
-FLIPPED = range(250, 300)
+BATCHES = 240
+FLIPPED = range(150, 190)
 
 
 def stream(flipped: range = range(0)) -> list[evergrad.Batch]:

@@ -335,3 +335,16 @@ def test_a_compiled_model_trains_publishes_and_goes_on_from_a_checkpoint(tmp_pat
     assert len(again) == 1
     trainer.learn(again[0])
     assert publisher.digest == expected
+
+
+def test_a_part_that_is_kept_in_evaluation_mode_stays_so(tmp_path: Path) -> None:
+    model = seeded_model()
+    model.train()
+    model[1].eval()
+    trainer = make(tmp_path, model=model)
+    statistics = model[1].running_mean.clone()
+    for seed in range(3):
+        trainer.predict(batch(4, seed).x)
+        trainer.learn(batch(8, seed))
+    assert (model.training, model[1].training) == (True, False)
+    assert torch.equal(model[1].running_mean, statistics)

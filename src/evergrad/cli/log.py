@@ -38,7 +38,7 @@ def show(
     summary = table_of_facts()
     for key, value in {
         "model": f"{len(schema.tensors)} tensors, {schema.elements:,} elements, {schema.nbytes:,} bytes",
-        "schema": schema.fingerprint,
+        "schema": schema.fingerprint + (f", since version {opened.begins}" if opened.begins else ""),
         "built by": opened.model or "not said",
         "versions": f"{version}, the newest {ago(replica.staleness_s())} stale",
         "digest": f"{replica.digest:016x}, checked at every update since the newest snapshot",

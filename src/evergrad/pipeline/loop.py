@@ -15,7 +15,8 @@ from evergrad.errors import NonFiniteLoss, NonFiniteWeights
 from evergrad.gate import Decision, Gate
 from evergrad.history import History
 from evergrad.metrics import Running, Score
-from evergrad.pytorch.publisher import Publisher, PublisherStats
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.stats import PublisherStats
 from evergrad.pytorch.trainer import Step, Trainer
 from evergrad.stream import Batch
 

@@ -82,11 +82,12 @@ class Learner:
             NonFiniteLoss, LossRefused: no step was taken; what the forward pass wrote to buffers stays.
         """
         device = self.device
-        self.model.train()
+        if not self.model.training:  # parts that are kept in evaluation mode stay so
+            self.model.train()
         loss = self._step(x.to(device, non_blocking=True), y.to(device, non_blocking=True)).detach()
         each = loss.double().cpu().numpy() if loss.ndim else None
         self.steps += 1
-        return Learned(float(loss.mean()), each)
+        return Learned(float(loss.mean() if loss.ndim else loss), each)
 
     def _plain_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.optimizer.zero_grad()
@@ -135,15 +136,16 @@ class Learner:
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The model's outputs for a batch of inputs, in evaluation mode."""
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.inference_mode(), self._casting(self.device):
-                outputs = self.model(torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
+                outputs = self.model(_as_tensor(x).to(self.device))
                 found: npt.NDArray[Any] = outputs.float().cpu().numpy() if self._autocast else outputs.cpu().numpy()
                 return found
         finally:
-            self.model.train(training)
+            for module in training:
+                module.training = True
 
     def losses_of(
         self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
@@ -154,7 +156,7 @@ class Learner:
             each: of each example, even where the loss gives means: it is then asked for one example at a time.
         """
         with torch.inference_mode():
-            given, labels = torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(np.ascontiguousarray(y))
+            given, labels = _as_tensor(outputs), _as_tensor(y)
             loss = self._loss_of(given, labels)
             if each and not loss.ndim and len(given) > 1:
                 loss = self._each(given, labels)
@@ -165,3 +167,8 @@ class Learner:
         """All that remembers, but for the model."""
         named = {"optimizer": self.optimizer, "scheduler": self._scheduler, "scaler": self._scaler}
         return {name: part for name, part in named.items() if part is not None}
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Over the same memory; a copy of an array that is read-only, such as a file's, which torch would warn of."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))

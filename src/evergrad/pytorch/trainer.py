@@ -132,6 +132,8 @@ class Trainer:
         """When the newest example that it has taken in arrived, as the history has it, seconds since 1970; 0: none."""
         if self._end <= self._history.first:
             return 0.0
+        if self._end == self._history.end:
+            return self._history.newest_us / 1e6
         return float(self._history.arrived_us(np.array([self._end - 1]))[0]) / 1e6
 
     def predict(self, x: npt.NDArray[Any], weights: Mapping[str, torch.Tensor] | None = None) -> npt.NDArray[Any]:
