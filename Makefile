@@ -40,7 +40,7 @@ azurite:
 	@scripts/azurite.sh
 
 # Two processes, for most tests use one core; what the first one says is shown when the other has ended.
-TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo
+TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo tests/pipeline/test_killed.py tests/pipeline/test_gate.py
 unit: setup azurite
 	@mkdir -p build
 	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & first=$$!; \
