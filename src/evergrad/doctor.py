@@ -269,7 +269,7 @@ def examine_log(log: str | UpdateLog, clock: Callable[[], float] = time.time) ->
 def _find_head(log: UpdateLog, found: LogFindings, clock: Callable[[], float]) -> None:
     listed = -1
     try:
-        listed, found.listed = max([*log.updates(), *log.snapshots()], default=-1), True
+        listed, found.listed = log.head(), True
     except ReadOnlyLog:
         found.writing = "read-only kind"
     except LogUnavailable as error:

@@ -188,7 +188,7 @@ def test_versions_of_an_older_generation_are_not_held() -> None:
             maintain.state_at(log, version)
         with pytest.raises(VersionNotInLog, match="holds 21 to 41"):
             maintain.rollback(log, version)
-    assert maintain.head_of(log) == 41
+    assert log.head() == 41
 
 
 def test_verify_and_fold_leave_older_generations_alone() -> None:

@@ -156,7 +156,7 @@ def rollback(
     """Takes every replica back to an older state, by a new version. A publisher that is open must be opened again."""
     opened = _opened(log)
     if not yes:
-        typer.confirm(f"take all replicas from version {maintain.head_of(opened)} back to {to}?", abort=True)
+        typer.confirm(f"take all replicas from version {opened.head()} back to {to}?", abort=True)
     update = maintain.rollback(opened, to)
     typer.echo(f"version {update.version} has the state of version {to}, digest {update.digest_after:016x}")
 

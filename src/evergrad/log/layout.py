@@ -397,6 +397,10 @@ class UpdateLog:
         oldest = self._oldest()
         return [version for version in self._all_updates() if version > oldest]
 
+    def head(self) -> int:
+        """The newest version that this generation has an object of, -1 where there is none; by listing."""
+        return max([*self.updates(), *self.snapshots()], default=-1)
+
     def folds(self) -> list[tuple[int, int]]:
         """The folds of this generation, each by the versions that it leads from and to, ascending."""
         oldest = self._oldest()

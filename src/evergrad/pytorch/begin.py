@@ -18,7 +18,7 @@ from evergrad.pytorch.bridge import as_numpy, schema_of, state_of
 from evergrad.pytorch.generation import begin_generation
 from evergrad.pytorch.writer import Head
 from evergrad.replica import Replica
-from evergrad.update import Snapshot, State, short_fingerprint
+from evergrad.update import Snapshot, State, Update, short_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,13 @@ def _goes_on_from(log: UpdateLog, at: Mapping[str, Any]) -> bool:
     It can where it is the log that was written then, still holds that version, and nobody else has written since: what
     was appended after the checkpoint is then appended again, with the same bytes.
     """
-    if not log.begun() or log.id != at["id"] or others_have_written(log, at):
+    found = _newest_since(log, at)
+    if found is None:
         return False
-    newest = max([*log.updates(), *log.snapshots()])
-    found = log.read(newest)  # of another schema where the same run was about to begin a generation
-    own = found is None or found[0].schema == short_fingerprint(log.schema)
-    return own and newest >= int(at["head"]["version"])
+    version, update = found
+    # Of another schema where the same run was about to begin a generation.
+    own = update is None or (update.run == at["run"] and update.schema == short_fingerprint(log.schema))
+    return own and version >= int(at["head"]["version"])
 
 
 def others_have_written(log: UpdateLog, at: Mapping[str, Any]) -> bool:
@@ -100,10 +101,17 @@ def others_have_written(log: UpdateLog, at: Mapping[str, Any]) -> bool:
     Args:
         at: the `log` of its `state_dict`. False where the log is another one since.
     """
+    found = _newest_since(log, at)
+    return found is not None and found[1] is not None and found[1].run != at["run"]
+
+
+def _newest_since(log: UpdateLog, at: Mapping[str, Any]) -> tuple[int, Update | None] | None:
+    """The newest version of the log that `at` is of, and the update that led there; None: it is another log since."""
     if not log.begun() or log.id != at["id"]:
-        return False
-    found = log.read(max([*log.updates(), *log.snapshots()]))
-    return found is not None and found[0].run != at["run"]
+        return None
+    version = log.head()
+    found = log.read(version)
+    return version, None if found is None else found[0]
 
 
 def _continued(log: UpdateLog, model: nn.Module, run: int, cast: torch.dtype | None) -> Beginning:
@@ -126,7 +134,7 @@ def _continued(log: UpdateLog, model: nn.Module, run: int, cast: torch.dtype | N
 
 
 def _gone_on(log: UpdateLog, state: State, run: int, factory: str | None) -> Beginning:
-    head, newest_us = max([*log.updates(), *log.snapshots()]), 0
+    head, newest_us = log.head(), 0
     with contextlib.suppress(CorruptRecord, UnsupportedFormat):
         found = log.read_header(head - 1, head)
         newest_us = found.newest_us if found is not None else 0
