@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from evergrad.errors import ConfigError, LossRefused, NonFiniteLoss
+from evergrad.pytorch.bridge import tensor_over
 from evergrad.stateful import Stateful
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -140,7 +141,7 @@ class Learner:
         self.model.eval()
         try:
             with torch.inference_mode(), self._casting(self.device):
-                outputs = self.model(_as_tensor(x).to(self.device))
+                outputs = self.model(tensor_over(x).to(self.device))
                 found: npt.NDArray[Any] = outputs.float().cpu().numpy() if self._autocast else outputs.cpu().numpy()
                 return found
         finally:
@@ -156,7 +157,7 @@ class Learner:
             each: of each example, even where the loss gives means: it is then asked for one example at a time.
         """
         with torch.inference_mode():
-            given, labels = _as_tensor(outputs), _as_tensor(y)
+            given, labels = tensor_over(outputs), tensor_over(y)
             loss = self._loss_of(given, labels)
             if each and not loss.ndim and len(given) > 1:
                 loss = self._each(given, labels)
@@ -167,8 +168,3 @@ class Learner:
         """All that remembers, but for the model."""
         named = {"optimizer": self.optimizer, "scheduler": self._scheduler, "scaler": self._scaler}
         return {name: part for name, part in named.items() if part is not None}
-
-
-def _as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    """Over the same memory; a copy of an array that is read-only, such as a file's, which torch would warn of."""
-    return torch.from_numpy(np.require(array, requirements=("C", "W")))
