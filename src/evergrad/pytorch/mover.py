@@ -316,12 +316,12 @@ def make_mover(
     if not plain or not found or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not COMPILED:
-        _say_that_torch_selects()
+        say_that_torch_selects("numba is not installed: pip install numba")
         return reference
     return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found))
 
 
 @functools.cache
-def _say_that_torch_selects() -> None:
+def say_that_torch_selects(why: str) -> None:
     """Once in a process: every publisher in it does the same."""
-    logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
+    logger.warning("torch selects, which is slower: %s", why)
