@@ -118,9 +118,7 @@ def run(
             batch_size=batch_size, publisher=publisher, checkpoints=checkpoints, **(training or {}),
         ))  # fmt: skip
         loop = Loop(trainer, history.batches, publisher, gate, predict, score, _teller(writer, on_alert))
-        for name, part in (("loop", loop), ("records", writer)):
-            if part is not None:
-                trainer.also_keep(name, part)
+        trainer.also_keep(loop=loop, **({"records": writer} if writer else {}))
         again = trainer.resume(found, weights=publisher is None or resume is not None)
         del found, resume  # several copies of the model
         for batch in _all_batches(again, loop, history, stream, clock):

@@ -238,9 +238,9 @@ class Trainer:
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def also_keep(self, name: str, part: Stateful) -> None:
-        """A checkpoint keeps this too; it goes on from there after all that the trainer has of its own."""
-        self._others[name] = part
+    def also_keep(self, **parts: Stateful) -> None:
+        """A checkpoint keeps these too; they go on from there after all that the trainer has of its own, in order."""
+        self._others |= parts
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Writes a checkpoint where one is due, or `now`; beside training, and one at a time."""
