@@ -175,6 +175,11 @@ def small_history(path: Path, **options: Any) -> History:
     return History(path, **options)
 
 
+def rows_of(history: History, rows: list[int]) -> dict[str, Any]:
+    """The examples with these ids."""
+    return history.gather(np.array(rows, dtype=np.int64))
+
+
 def begin_history(path: Path, rows: int, size: int, columns: list[dict[str, Any]]) -> None:
     """Begins an empty history whose segments hold so many rows, and bytes of a ragged column."""
     path.mkdir(parents=True, exist_ok=True)
