@@ -14,7 +14,10 @@ EvergradError
 │   ├── WriterConflict           somebody else wrote that version
 │   ├── VersionNotInLog          retention has removed that version, or nobody wrote it yet
 │   ├── CorruptRecord            bytes that cannot be what they claim to be
-│   └── UnsupportedFormat        written by a format that this release cannot read
+│   ├── UnsupportedFormat        written by a format that this release cannot read
+│   ├── ModuleUnknown            the log does not say how to build its module
+│   ├── FactoryNotTrusted        it says so by code of its own alone, which nobody allowed to run
+│   └── ProgramRefused           it says so by a program that cannot be used
 ├── ReplicaError
 │   ├── NotSynced                the replica holds no version yet
 │   ├── BaseMismatch             the update starts from another version
@@ -201,6 +204,50 @@ class UnsupportedFormat(LogError):
 
     def __str__(self) -> str:
         return f"{self.name} has format {self.found}, this release reads up to {self.supported}; upgrade evergrad here"
+
+
+class ModuleUnknown(LogError):
+    """The log does not say how to build its module."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return (
+            f"the log at {self.url} does not say how to build its module; name it (evergrad serve --model "
+            "package.module:callable), or let the publisher record it: evergrad run does with its first batch, "
+            "Publisher.record(x) does elsewhere"
+        )
+
+
+class FactoryNotTrusted(LogError):
+    """The log says how to build its module by an import path alone, and nobody allowed to follow it."""
+
+    def __init__(self, url: str, factory: str) -> None:
+        super().__init__(url, factory)
+        self.url, self.factory = url, factory
+
+    def __str__(self) -> str:
+        return (
+            f"the log at {self.url} holds no program, only the import path {self.factory!r}, which would run code that "
+            "whoever writes the log has chosen; name it yourself (evergrad serve --model), or allow what the log says "
+            "(--trust-factory)"
+        )
+
+
+class ProgramRefused(LogError):
+    """The log says how to build its module by a program that cannot be used."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} cannot be used: {self.reason}; nothing of it was run: name the module instead (evergrad "
+            "serve --model package.module:callable), or let the publisher record it again"
+        )
 
 
 class ReplicaError(EvergradError):

@@ -96,6 +96,11 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return _NAMES[tensor.dtype]
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """The inverse of `dtype_name`, for a name that `schema.STORAGE` has."""
+    return _TYPES[name]
+
+
 def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """The tensor's elements in storage types (BF16 and BOOL as their bits); shares memory where it is on the CPU."""
     tensor = tensor.detach().cpu()
