@@ -28,6 +28,7 @@ from evergrad import __version__
 from evergrad.errors import EvergradError, LogNotFound, LogUnavailable, ReadOnlyLog
 from evergrad.log import UpdateLog, open_log
 from evergrad.log.local import LocalStore
+from evergrad.log.signature import read_signature
 from evergrad.log.watch import Calls, Inotify
 
 _FACTS = (sys.executable, "-m", "evergrad.pytorch.facts")
@@ -89,6 +90,7 @@ class LogFindings:
         url: None: not even opened.
         error: why readers cannot begin or reach the head; None: nothing was found that keeps them from it.
         schema, tensors, nbytes, model: the schema's fingerprint, the model's size, and the import path that builds it.
+        program: the name of the program that does so without its code.
         listed: whether its objects can be listed, which publishers need, and readers do not.
         listing_error: why not, where it is not the kind of place.
         writing: "not tried": only a write would tell.
@@ -103,6 +105,7 @@ class LogFindings:
     tensors: int | None = None
     nbytes: int | None = None
     model: str | None = None
+    program: str | None = None
     listed: bool = False
     listing_error: str | None = None
     writing: Writing = "not tried"
@@ -265,6 +268,8 @@ def examine_log(log: str | UpdateLog, clock: Callable[[], float] = time.time) ->
             watch.close()
         found.watched = watch is not None
         _find_head(opened, found, clock)
+        signature = read_signature(opened)
+        found.program = None if signature is None else signature.program
     except EvergradError as error:
         found.error = f"{type(error).__name__}: {error}"
     return found

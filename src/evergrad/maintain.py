@@ -19,12 +19,14 @@ from evergrad.errors import (
     ConfigError,
     CorruptRecord,
     LogNotFound,
+    ProgramRefused,
     ReadOnlyLog,
     ReplicaError,
     UnsupportedFormat,
     VersionNotInLog,
 )
 from evergrad.log import UpdateLog
+from evergrad.log.signature import read_program, read_signature
 from evergrad.replica.cache import write_file
 from evergrad.schema import FLOATING, widen_bf16
 from evergrad.update import Section, Snapshot, State, Update, Values, short_fingerprint
@@ -194,6 +196,7 @@ def verify(log: UpdateLog, observe: Observe | None = None) -> Verified:
             _check_snapshot(log, version, state, problem)
         for last in (last for first, last in folds if first == version):
             _check_fold(log, version, last, state, problem, ends)
+    _check_signature(log, problem)
     head = max([*updates, *snapshots], default=-1)
     if seen < head:
         problem(f"version {head}", "the head cannot be reached: readers stay behind until a later snapshot")
@@ -211,6 +214,17 @@ def _check_snapshot(log: UpdateLog, version: int, state: State, problem: Problem
             problem(name, f"its digest is {digest:016x}, the updates lead to {state.digest:016x}")
     except _UNREADABLE as error:
         problem(name, f"no reader can begin there: {error}")
+
+
+def _check_signature(log: UpdateLog, problem: Problem) -> None:
+    name = f"signature/{log.id}.json"
+    try:
+        signature = read_signature(log)
+        if signature is not None and signature.program is not None:
+            name = f"programs/{signature.program}.json"
+            read_program(log, signature)
+    except (ProgramRefused, UnsupportedFormat) as error:
+        problem(name, f"servers need the model's code: {error}")
 
 
 def _check_fold(

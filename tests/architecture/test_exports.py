@@ -25,7 +25,7 @@ PUBLIC = {
         "AUC", "BinnedAUC", "Fading", "Forms", "Metric", "Prequential", "Running", "Score", "Windowed", "WindowedAUC",
         "absolute_error", "accuracy", "log_loss", "log_loss_from_probabilities", "ndcg", "squared_error",
     },
-    "evergrad.pytorch": {"Attached", "attach"},
+    "evergrad.pytorch": {"Attached", "attach", "module_of"},
     "evergrad.sampling": {
         "ClassBalanced", "Examples", "Feedback", "LeastUsed", "LossPrioritised", "Mix", "Reservoir", "Sampler",
         "TimeBiased", "Uniform", "Window",

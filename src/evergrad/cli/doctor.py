@@ -80,7 +80,7 @@ def _log(log: LogFindings) -> Iterator[Row]:
         yield "log", log.url
     if log.schema is not None:
         yield "schema", f"{log.schema}: {log.tensors:,} tensors, {log.nbytes:,} bytes"
-        yield "built by", log.model or "not said"
+        yield "built by", f"the program {log.program}" if log.program else log.model or "not said"
         refused = "not listed" if log.listing_error is None else log.listing_error
         yield "listing", "works" if log.listed else f"{refused}; replicas do without, publishers cannot"
         yield "writing", _WRITING[log.writing]

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from evergrad import lineage, maintain
 from evergrad.cli.console import ago, named_errors, progress, stdout, table_of_facts
-from evergrad.errors import ConfigError, LogNotFound, ReadOnlyLog
+from evergrad.errors import ConfigError, LogNotFound, ProgramRefused, ReadOnlyLog, UnsupportedFormat
 from evergrad.log import UpdateLog, open_log
+from evergrad.log.signature import Signature, read_signature
 from evergrad.replica import Replica
 
 log_app = typer.Typer(help="Looks into update logs, and looks after them.", no_args_is_help=True)
@@ -39,7 +40,8 @@ def show(
     for key, value in {
         "model": f"{len(schema.tensors)} tensors, {schema.elements:,} elements, {schema.nbytes:,} bytes",
         "schema": schema.fingerprint + (f", since version {opened.begins}" if opened.begins else ""),
-        "built by": opened.model or "not said",
+        "built by": _builder(opened),
+        "takes and gives": _types(opened),
         "versions": f"{version}, the newest {ago(replica.staleness_s())} stale",
         "digest": f"{replica.digest:016x}, checked at every update since the newest snapshot",
         "latest.json": "missing or unreadable" if latest is None else f"snapshot {latest.snapshot}, log {latest.log}",
@@ -91,6 +93,32 @@ def blame(
         rest = found.moved[_MOST_TENSORS:]
         summary.add_row("", f"{len(rest)} others: {sum(elements for _, elements in rest):,}")
     stdout.print(summary)
+
+
+def _builder(log: UpdateLog) -> str:
+    """How the module is built, in the order in which a server tries it."""
+    signature = _signature(log)
+    if isinstance(signature, str):
+        return signature
+    ways = [f"the import path {log.model}"] if log.model else []
+    if signature is not None and signature.program is not None:
+        ways.insert(0, f"the program {signature.program}, {signature.program_bytes:,} bytes")
+    return ", or ".join(ways) or _NOT_SAID
+
+
+def _types(log: UpdateLog) -> str:
+    signature = _signature(log)
+    if signature is None or isinstance(signature, str) or not signature.inputs:
+        return _NOT_SAID
+    sides = signature.inputs, signature.outputs
+    return " -> ".join(", ".join(f"{each.name} {each.dtype} {list(each.shape)}" for each in side) for side in sides)
+
+
+def _signature(log: UpdateLog) -> Signature | str | None:
+    try:
+        return read_signature(log)
+    except (UnsupportedFormat, ProgramRefused) as error:
+        return str(error)
 
 
 def _first_to_name(log: UpdateLog, example: int) -> int:

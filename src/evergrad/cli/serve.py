@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +16,23 @@ from evergrad.config import import_object
 from evergrad.errors import ConfigError, EvergradError, LogNotFound, NotSynced
 from evergrad.log import UpdateLog, open_log
 from evergrad.log.local import LocalStore
+from evergrad.log.signature import read_signature
 from evergrad.replica import Replica
 
 if TYPE_CHECKING:
     from evergrad.serve.server import Candidate, Servable, Settings
+    from evergrad.serve.signature import TensorType
 
 _Model = Annotated[
     str | None,
-    typer.Option(help="How to build the module, package.module:callable. Default: what the log says."),
+    typer.Option(help="How to build the module, package.module:callable. Default: the program that the log holds."),
+]
+_TrustFactory = Annotated[
+    bool,
+    typer.Option(
+        "--trust-factory",
+        help="Where the log holds no program, import what it names instead: code that whoever can write it chooses.",
+    ),
 ]
 _Input = Annotated[
     str | None, typer.Option("--input", help="What the model takes, e.g. image:FP32:-1,1,28,28; -1: any length.")
@@ -40,6 +50,7 @@ _Token = Annotated[
 def serve(
     log: Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)],
     model: _Model = None,
+    trust_factory: _TrustFactory = False,
     name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "model",
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
@@ -91,12 +102,13 @@ def serve(
         return
     sys.path.insert(0, os.getcwd())
     replica = Replica(_opened(log, share))
-    stable = _servable(replica, model, device)
+    stable = _servable(replica, model, device, trust_factory)
+    settings = replace(settings, recorded=_recorded(replica.log) if model is None else None)
     trial = None
     if candidate is not None:
         if candidate == log:
             replica.rollback(replica.version)  # holds it there
-        other = _servable(Replica(candidate), model, device)
+        other = _servable(Replica(candidate), model, device, trust_factory)
         trial = Candidate(servable=other, share=candidate_share, shadow=shadow)
     _run(stable, settings, trial)
 
@@ -110,7 +122,14 @@ def _opened(log: str, share: Path | None) -> str | UpdateLog:
     return log if isinstance(opened.store, LocalStore) else UpdateLog(SharedStore(opened.store, share, log), log)
 
 
-def _servable(replica: Replica, model: str | None, device: str) -> Servable:
+def _recorded(log: UpdateLog) -> tuple[TensorType, TensorType] | None:
+    from evergrad.serve.signature import recorded_types
+
+    signature = read_signature(log)
+    return None if signature is None else recorded_types(signature)
+
+
+def _servable(replica: Replica, model: str | None, device: str, trust_factory: bool) -> Servable:
     """A module that follows `replica`; of a log that is not begun, one that waits for it."""
     from evergrad.serve.servable import Late
 
@@ -126,15 +145,11 @@ def _servable(replica: Replica, model: str | None, device: str) -> Servable:
         if replica.stats().version is None:
             raise
         typer.echo(f"evergrad: serving version {replica.version} for now: {error}", err=True)
-    path = model or replica.log.model
-    if path is None:
-        raise ConfigError(
-            "--model", "this log does not say how to build its module; name it as package.module:callable"
-        )
     from evergrad.pytorch.bridge import ReplicaModule
+    from evergrad.pytorch.module_of import module_of
     from evergrad.pytorch.placed import PlacedModule
 
-    module = import_object(path, "--model")()
+    module = import_object(model, "--model")() if model else module_of(replica.log, trust_factory=trust_factory)
 
     def build() -> Servable:
         return ReplicaModule(module, replica) if device == "cpu" else PlacedModule(module, replica, device)

@@ -23,7 +23,7 @@ class ServerProcess:
     """Runs `evergrad serve LOG` beside this process, on a free loopback port.
 
     Args:
-        log: the URL of a log that names its model's factory.
+        log: the URL of a log that holds its model's program.
 
     Raises:
         ServerError: it does not start, or has no version to serve within a minute.

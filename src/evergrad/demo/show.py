@@ -140,7 +140,9 @@ class Demo:
         (out / "records.jsonl").unlink(missing_ok=True)
         trained, history = self.start(out / "history")
         log = f"file:{out / 'updates'}"
-        Publisher(trained.model, trained.optimizer, log, density=self._density, factory=trained.factory).detach()
+        first = Publisher(trained.model, trained.optimizer, log, density=self._density, factory=trained.factory)
+        first.record(self.digits.inputs(np.arange(2)))
+        first.detach()
         with ServerProcess(log) as server:
             summary = run(
                 model=trained.model,

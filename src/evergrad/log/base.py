@@ -86,7 +86,8 @@ class ObjectStore(StoreReader, Protocol):
         ...
 
     def replace(self, name: str, data: bytes) -> None:
-        """Stores `data` under `name`, whatever was there. Only for `latest.json` and `evergrad.json`.
+        """Stores `data` under `name`, whatever was there. Only for `latest.json`, `evergrad.json`, and what
+        `log.signature` says.
 
         Raises:
             LogUnavailable: the place refused or failed.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from evergrad.errors import CorruptRecord, ProgramRefused, UnsupportedFormat
+from evergrad.errors import ProgramRefused, UnsupportedFormat
 from evergrad.log.layout import UpdateLog
 from evergrad.schema import STORAGE
 
@@ -89,7 +89,7 @@ def read_signature(log: UpdateLog) -> Signature | None:
     """What the log says of its model's inputs, outputs and program; None: nothing.
 
     Raises:
-        CorruptRecord: it cannot be read. UnsupportedFormat: a newer release wrote it. LogNotFound, LogUnavailable.
+        ProgramRefused: it cannot be read. UnsupportedFormat: a newer release wrote it. LogNotFound, LogUnavailable.
     """
     name = _signature_name(log)
     data = _read(log, name, _MAX_SIGNATURE_BYTES)
@@ -101,12 +101,12 @@ def read_signature(log: UpdateLog) -> Signature | None:
             raise UnsupportedFormat(name, found, FORMAT)
         signature = msgspec.json.decode(data, type=Signature)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptRecord(name, str(error)) from error
+        raise ProgramRefused(name, f"it is damaged: {error}") from error
     tensors = [*signature.inputs, *signature.outputs]
     known = all(each.dtype in STORAGE and all(side >= -1 for side in each.shape) for each in tensors)
     program = signature.program
     if signature.format != FORMAT or not known or not (program is None or re.fullmatch(r"[0-9a-f]{32}", program)):
-        raise CorruptRecord(name, "it says what no writer writes")
+        raise ProgramRefused(name, "it says what no writer writes")
     return signature
 
 

@@ -82,6 +82,7 @@ class Loop:
         self._losses, self._scores = Running(), Running()
         self._frozen: dict[str, Any] | None = None
         self._good: tuple[int, dict[str, Any]] | None = None
+        self._recorded = publisher is None
         self.begun_at = begun_at
 
     @property
@@ -90,7 +91,10 @@ class Loop:
         return self._gate is not None and self._gate.held > 0
 
     def take(self, batch: Batch) -> Progress:
-        """Does all that is to be done with a batch."""
+        """Does all that is to be done with a batch. The first one also shows the log how the model computes."""
+        if self._publisher and not self._recorded and len(batch):
+            self._recorded = True
+            self._publisher.record(batch.x)
         outputs = batch.outputs if batch.outputs is not None else self._served(batch.x)
         losses = self._trainer.losses_of(outputs, batch.y, each=self._gate is not None)
         loss = float(losses.mean())

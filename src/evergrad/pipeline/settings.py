@@ -49,6 +49,7 @@ class Publishing:
     snapshot_every: int | None = None
     snapshot_every_bytes: int | None = None
     keep_versions: int | None = None
+    program: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """How a program is made: `torch.export` traces a model in evaluation mode, and its graph is told as `program` has it.
 
-The model itself is traced, with tensors that hold nothing (torch's fake ones), so it takes no second copy of the weights.
-Its modes, and torch's random numbers, are as before afterwards.
+The model itself is traced, with tensors that hold nothing (torch's fake ones), so there is no second copy of the
+weights. Its modes, and torch's random numbers, are as before afterwards.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from evergrad.pytorch.program import (
     told,
 )
 
+Batch = torch.Tensor | npt.NDArray[Any]
 logger = logging.getLogger(__name__)
 _ROWS = 2  # torch.export takes a batch of one for a constant
 _DROPPED = frozenset({"layout", "pin_memory"})  # arguments that only ever say what holds anyway
@@ -52,7 +53,7 @@ class Exported:
     outputs: tuple[TensorInfo, ...]
 
 
-def record(log: UpdateLog, model: nn.Module, x: torch.Tensor | npt.NDArray[Any]) -> bool:
+def record(log: UpdateLog, model: nn.Module, x: Batch, cast: torch.dtype | None = None) -> bool:
     """Saves in a log how its model computes, for servers that have none of its code; whether that could be done.
 
     Where it could not, one warning says why, and nothing else has happened: what the log said of another program before
@@ -60,8 +61,11 @@ def record(log: UpdateLog, model: nn.Module, x: torch.Tensor | npt.NDArray[Any])
 
     Args:
         x: one batch of what the model takes; two rows of it are used.
+        cast: as in `bridge.schema_of`: a model whose deployed tensors have another dtype has no program yet.
     """
     try:
+        if cast is not None:
+            raise ProgramRefused("the program", f"the log holds {cast}, which is not what the model computes in")
         found = export(model, x)
         write_signature(log, found.inputs, found.outputs, found.program)
         return True
@@ -74,7 +78,13 @@ def record(log: UpdateLog, model: nn.Module, x: torch.Tensor | npt.NDArray[Any])
     return False
 
 
-def export(model: nn.Module, x: torch.Tensor | npt.NDArray[Any]) -> Exported:
+def example_of(x: Batch) -> torch.Tensor:
+    """Two rows like those of a batch, in memory of their own."""
+    rows = (x if isinstance(x, torch.Tensor) else tensor_over(x))[:_ROWS].detach()
+    return rows.clone() if len(rows) == _ROWS else torch.cat([rows] * _ROWS)
+
+
+def export(model: nn.Module, x: Batch) -> Exported:
     """The program that gives what `model` gives for one tensor in evaluation mode, for batches of any length.
 
     It was tried once: a program that answers otherwise than the model is none.
@@ -88,10 +98,7 @@ def export(model: nn.Module, x: torch.Tensor | npt.NDArray[Any]) -> Exported:
         Exception: whatever torch.export, or the model itself, raises.
     """
     model = getattr(model, "_orig_mod", model)
-    batch = x if isinstance(x, torch.Tensor) else tensor_over(x)
-    batch = batch[:_ROWS].detach().to(device_of(model))
-    if len(batch) < _ROWS:
-        batch = torch.cat([batch] * _ROWS)[:_ROWS]
+    batch = example_of(x).to(device_of(model))
     with _evaluating(model), torch.no_grad():
         exported = torch.export.export(model, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         graph = exported.graph_module.graph
@@ -157,7 +164,7 @@ class _Teller:
         if len(outputs) != 1 or not isinstance(outputs[0], torch.fx.Node):
             raise ProgramRefused("the program", f"the model gives {len(outputs)} tensors, not one")
         output = self._numbers[outputs[0]]
-        self.program = Program(FORMAT, torch.__version__, state, self._constants, len(own), nodes, output)
+        self.program = Program(FORMAT, str(torch.__version__), state, self._constants, len(own), nodes, output)
 
     def _is_own(self, node: torch.fx.Node, spec: Any) -> bool:
         """Takes note of a parameter, buffer or constant; False: it is an input."""

@@ -13,11 +13,11 @@ from evergrad.pytorch.program import load_program
 
 
 def module_of(log: str | UpdateLog, *, trust_factory: bool = False) -> nn.Module:
-    """A module of a log's model, for `attach` or a server: by the program that the log holds, which needs no code of it.
+    """A module of a log's model, for `attach` or a server: by the log's program, which needs none of the model's code.
 
-    Its weights are noughts (those of a factory: the factory's) until something keeps it fresh. A program's module is for
-    inference: it computes what the recorded model does in evaluation mode. On the CPU its answers are the recorded
-    model's bit for bit, but where that takes shortcuts that are not traced, such as a transformer's fast path.
+    Its weights are noughts (a factory's: its own) until something keeps it fresh. A program's module is for inference:
+    it computes what the recorded model does in evaluation mode. On the CPU its answers are the recorded model's bit for
+    bit, but where that takes shortcuts that are not traced, such as a transformer's fast path.
 
     Args:
         log: the log, or its address. A log that has gone on with another structure: the newest one.
@@ -28,7 +28,7 @@ def module_of(log: str | UpdateLog, *, trust_factory: bool = False) -> nn.Module
         ModuleUnknown: it does not say. FactoryNotTrusted: it says so by an import path alone.
         ProgramRefused: the program is missing, damaged, or asks for what programs may not do, or this torch cannot.
         SchemaMismatch: it is one of another model. UnsupportedFormat: a newer release wrote it.
-        ConfigError: the import path leads nowhere. LogNotFound, LogUnavailable, CorruptRecord.
+        ConfigError: the import path leads nowhere. LogNotFound, LogUnavailable.
 
     Example:
         >>> import evergrad, torch

@@ -2,8 +2,8 @@
 
 A program comes out of a log, and so from whoever can write there. Therefore each operator is allowed by name, and none
 of them reads or writes a file, loads code, changes a tensor in place (weights belong to the replica), or shows memory
-that nobody has filled (`empty`, `as_strided`, `resize`). Which overload is meant is asked of the torch that is here, and
-one that writes into an argument is refused too, whatever its name is.
+that nobody has filled (`empty`, `as_strided`, `resize`). Which overload is meant is asked of the torch that is here;
+one that writes into an argument, or gives something else than tensors, is refused whatever its name is.
 """
 
 from __future__ import annotations
@@ -18,35 +18,40 @@ import torch
 Call = Callable[..., Any]
 _LARGEST = 1 << 63
 _RETURNED = frozenset({"Tensor", "List[Tensor]"})
-_TENSOR_OPERATORS = frozenset(
-    """
+_TENSOR_OPERATORS = """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _fft_c2r _fft_r2c _log_softmax _native_batch_norm_legit_no_training
     _softmax _to_copy _weight_norm abs acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    adaptive_max_pool1d adaptive_max_pool2d add addmm alias all amax amin any arange argmax argmin argsort asin asinh
-    atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bilinear bitwise_and bitwise_not bitwise_or
-    bitwise_xor bmm broadcast_to bucketize cat ceil celu chunk clamp clamp_max clamp_min clone concat constant_pad_nd
-    contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution cos cosh
-    cosine_similarity cumprod cumsum detach diagonal diff div dropout einsum elu embedding embedding_bag eq
+    adaptive_max_pool1d adaptive_max_pool2d add addmm alias all amax amin any arange argmax argmin argsort asin
+    asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bilinear bitwise_and bitwise_not
+    bitwise_or bitwise_xor bmm broadcast_to bucketize cat ceil celu chunk clamp clamp_max clamp_min clone concat
+    constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+    cos cosh cosine_similarity cumprod cumsum detach diagonal diff div dropout einsum elu embedding embedding_bag eq
     erf exp expand expand_as expm1 feature_dropout fft_fft fft_ifft fft_irfft fft_rfft fill flatten flip floor
     floor_divide fmod full full_like gather ge gelu glu grid_sampler group_norm gru gt hardshrink hardsigmoid
-    hardswish hardtanh index index_add index_select instance_norm isfinite isinf isnan layer_norm le leaky_relu lerp
-    lift_fresh_copy linalg_vector_norm linear log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not
-    logical_or logical_xor logsumexp lstm lt masked_fill masked_select matmul max max_pool1d max_pool2d
-    max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mish mm movedim mul multiply mv narrow
-    native_group_norm native_layer_norm ne neg new_full new_ones new_zeros nonzero norm one_hot ones ones_like
-    pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad1d reflection_pad2d
+    hardswish hardtanh hstack index index_add index_select instance_norm isfinite isinf isnan layer_norm le
+    leaky_relu lerp lift_fresh_copy linalg_vector_norm linear log log10 log1p log2 log_sigmoid log_softmax
+    logical_and logical_not logical_or logical_xor logsumexp lstm lt masked_fill masked_select matmul max max_pool1d
+    max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mish mm movedim mul multiply mv
+    narrow native_group_norm native_layer_norm ne neg new_full new_ones new_zeros nonzero norm one_hot ones
+    ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad1d reflection_pad2d
     reflection_pad3d relu relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d
-    replication_pad3d reshape rms_norm rnn_relu rnn_tanh roll round rsqrt rsub scalar_tensor scaled_dot_product_attention
-    scatter scatter_add scatter_reduce searchsorted select select_scatter selu sigmoid sign silu sin sinh slice
-    slice_scatter softmax softplus softshrink sort split split_with_sizes sqrt square squeeze stack std sub sum
-    swapaxes t tan tanh threshold tile to topk transpose tril triu trunc type_as unbind unflatten unfold unsqueeze
-    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_trilinear3d var var_mean view view_as vstack hstack where zeros zeros_like
-    """.split()
-)
+    replication_pad3d reshape rms_norm rnn_relu rnn_tanh roll round rsqrt rsub scalar_tensor
+    scaled_dot_product_attention scatter scatter_add scatter_reduce searchsorted select select_scatter selu sigmoid
+    sign silu sin sinh slice slice_scatter softmax softplus softshrink sort split split_with_sizes sqrt square
+    squeeze stack std sub sum swapaxes t tan tanh threshold tile to topk transpose tril triu trunc type_as unbind
+    unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view view_as vstack where zeros
+    zeros_like
+"""
+_ALLOWED = frozenset(_TENSOR_OPERATORS.split())
 CHECKS = frozenset(
-    "aten._assert_async.msg aten._assert_scalar.default aten._assert_tensor_metadata.default "
-    "aten.sym_constrain_range.default aten.sym_constrain_range_for_size.default".split()
+    {
+        "aten._assert_async.msg",
+        "aten._assert_scalar.default",
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
 )
 """What an exported program only checks by; the server checks its requests itself."""
 
@@ -102,7 +107,7 @@ def find_operator(name: str) -> Call | str:
         return _PYTHON[name]
     space, _, rest = name.partition(".")
     packet_name, _, overload_name = rest.partition(".")
-    if space != "aten" or packet_name not in _TENSOR_OPERATORS:
+    if space != "aten" or packet_name not in _ALLOWED:
         return f"{name[:80]!r} is not an operator that a program may use"
     packet = getattr(torch.ops.aten, packet_name, None)
     if packet is None or overload_name not in packet.overloads():

@@ -10,6 +10,8 @@ from evergrad.errors import DigestMismatch
 from evergrad.schema import Schema
 from evergrad.update import Change, Section, State, Steps, Update, compose, hull, short_fingerprint, values_of
 
+# What waits for a log that is down may take as much memory as this fraction of the model, 16 bytes an element.
+MOST_WAITING_FRACTION = 1 / 200
 _MOST_MOVES = 256
 _LEAST_ELEMENTS = 1 << 16
 

@@ -11,9 +11,9 @@ Values are numbered: first the state, then the constants, then the inputs, then 
 those before it. An argument is null, true, a number, a string, a list, or one of {"value": number}, {"float": "inf"},
 {"dtype": "F32"}, {"memory_format": "channels_last"} and {"device": true}, which is wherever the input lies.
 
-`torch.export.load` is not used: it falls back to pickle, and compiles Python that the archive holds. Here nothing in the
-file is ever code: the module is a loop over the nodes, and calls what `operators` allows. Whoever can write a log can
-make its readers compute for long, in much memory, and give wrong answers (which he can by the weights, too), no more.
+`torch.export.load` is not used: it falls back to pickle, and evaluates Python that the archive holds. Here nothing in
+the file is ever code: the module is a loop over the nodes, and calls what `operators` allows. Whoever can write a log
+can make its readers compute for long, in much memory, and give wrong answers (as by the weights, too), no more.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ from evergrad.schema import STORAGE, Schema
 
 FORMAT = 1
 _MOST_MODULES_DEEP = 100
-_MEMORY_FORMATS = {
-    str(each).removeprefix("torch."): each
-    for each in (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
-}
+_MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
 
 
 class StateRow(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -91,24 +88,29 @@ DEVICE = object()
 """In an argument: the device of the input."""
 
 
+_OBJECTS: dict[tuple[str, Any], Any] = {
+    ("device", True): DEVICE,
+    **{("float", repr(value)): value for value in (math.inf, -math.inf, math.nan)},
+    **{("dtype", name): dtype_of(name) for name in STORAGE},
+    **{("memory_format", str(each).removeprefix("torch.")): each for each in _MEMORY_FORMATS},
+}
+
+
 def told(argument: Any) -> Any:
     """An argument as JSON. Raises ValueError where no program can hold it."""
-    if argument is DEVICE:
-        return {"device": True}
-    if argument is None or isinstance(argument, bool | str):
+    if isinstance(argument, list | tuple):
+        return [told(each) for each in argument]
+    if isinstance(argument, Value):
+        return {"value": argument.number}
+    if isinstance(argument, float) and not math.isfinite(argument):
+        return {"float": repr(argument)}
+    if argument is None or isinstance(argument, bool | str | float):
         return argument
     if isinstance(argument, int) and -(1 << 63) <= argument < 1 << 63:
         return argument
-    if isinstance(argument, float):
-        return argument if math.isfinite(argument) else {"float": repr(argument)}
-    if isinstance(argument, Value):
-        return {"value": argument.number}
-    if isinstance(argument, list | tuple):
-        return [told(each) for each in argument]
-    if isinstance(argument, torch.dtype):
-        return {"dtype": dtype_name(argument)}
-    if isinstance(argument, torch.memory_format):
-        return {"memory_format": str(argument).removeprefix("torch.")}
+    for (kind, what), meant in _OBJECTS.items():
+        if meant is argument or (type(meant) is type(argument) and meant == argument):
+            return {kind: what}
     raise ValueError(f"an argument of type {type(argument).__name__}")
 
 
@@ -118,18 +120,11 @@ def _understood(argument: Any, most: int) -> Any:
         return [_understood(each, most) for each in argument]
     if not isinstance(argument, dict):
         return argument
-    if len(argument) == 1:
-        (kind, what), = argument.items()
-        if kind == "value" and type(what) is int and 0 <= what < most:
-            return Value(what)
-        if kind == "device" and what is True:
-            return DEVICE
-        if kind == "float" and what in ("inf", "-inf", "nan"):
-            return float(what)
-        if kind == "dtype" and isinstance(what, str) and what in STORAGE:
-            return dtype_of(what)
-        if kind == "memory_format" and isinstance(what, str) and what in _MEMORY_FORMATS:
-            return _MEMORY_FORMATS[what]
+    kind, what = next(iter(argument.items())) if len(argument) == 1 else ("", None)
+    if kind == "value" and type(what) is int and 0 <= what < most:
+        return Value(what)
+    if isinstance(what, str | bool) and (kind, what) in _OBJECTS:
+        return _OBJECTS[kind, what]
     raise ValueError(f"an argument that says {str(argument)[:80]}")
 
 
@@ -190,7 +185,9 @@ class ProgramModule(nn.Module):
         values += inputs
         for call, args, kwargs, done in self._nodes:
             try:
-                values.append(call(*_filled(args, values, device), **{k: _filled(v, values, device) for k, v in kwargs}))
+                values.append(
+                    call(*_filled(args, values, device), **{k: _filled(v, values, device) for k, v in kwargs})
+                )
             except (TypeError, ArithmeticError, AttributeError, NotImplementedError) as error:
                 raise RuntimeError(f"the program cannot compute this: {error}") from error
             for number in done:

@@ -29,10 +29,11 @@ from evergrad.errors import LogUnavailable, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
 from evergrad.pytorch.bridge import state_views
+from evergrad.pytorch.export import Batch, example_of, record
 from evergrad.pytorch.generation import begin_generation, is_of, renewed
 from evergrad.pytorch.mover import Moved, ValuesAs, written
 from evergrad.pytorch.movers import mover_for
-from evergrad.pytorch.pending import Pending
+from evergrad.pytorch.pending import MOST_WAITING_FRACTION, Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
 from evergrad.pytorch.settings import (
     Forward,
@@ -41,6 +42,7 @@ from evergrad.pytorch.settings import (
     check_bounds,
     check_optimizer,
     check_settings,
+    is_skipped,
     range_of,
 )
 from evergrad.pytorch.stats import PublisherStats
@@ -51,8 +53,6 @@ from evergrad.update import Change, Section, State, hull
 
 logger = logging.getLogger(__name__)
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
-# What waits for a log that is down may take as much memory as this fraction of the model, 16 bytes an element.
-_MOST_WAITING_FRACTION = 1 / 200
 
 
 class Publisher:
@@ -97,6 +97,7 @@ class Publisher:
         keep_versions: how many versions back a reader may be and still find every update; what is older, and no
             snapshot needs, is deleted after each snapshot. Default: everything is kept.
         factory: import path `package.module:callable` that builds the module, for servers of this log.
+        program: False: `record` does nothing.
         resume: what `state_dict` gave: training goes on from there bit for bit, and so does the log. What was appended
             since is appended again, with the same bytes. Where that cannot be (another log, one that somebody else has
             written to since, or `background`), the difference to the log's head is its next update.
@@ -130,6 +131,7 @@ class Publisher:
         snapshot_every_bytes: int | None = None,
         keep_versions: int | None = None,
         factory: str | None = None,
+        program: bool = True,
         resume: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -142,6 +144,8 @@ class Publisher:
         if optimizer is not None and optimizer in _attached:
             raise OptimizerAttached(_attached[optimizer])
         self._model, self._optimizer, self._factory = model, optimizer, factory
+        self._program = program
+        self._example: torch.Tensor | None = None  # of `record`
         self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
         self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
@@ -179,7 +183,7 @@ class Publisher:
         return Weights(self._model, self._state, closed_loop=forward == "deployed")
 
     def _nothing(self) -> Pending:
-        return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
+        return Pending(self._state.schema, int(self._state.schema.elements * MOST_WAITING_FRACTION))
 
     def _take_apart(self) -> None:
         for table in self._mover.tables:
@@ -274,23 +278,20 @@ class Publisher:
         written.snapshot_bytes += size
         self._weights.show_own()
         self._unfinished = False
+        if self._example is not None:
+            self.record(self._example)
 
     def _after_step(self) -> None:
         self._steps += 1
         try:
             self._weights.check_untouched()
-            if not (self._at_publish or self._skipped()):
+            if not (self._at_publish or is_skipped(self._optimizer)):
                 self._move()
         finally:
             self._weights.show_own()
             self._weights.return_gradients()
         if self._every_steps is not None and self._steps % self._every_steps == 0:
             self.publish()
-
-    def _skipped(self) -> bool:
-        """Whether the optimizer itself left the step out, as fused ones do where GradScaler found infinities."""
-        found = getattr(self._optimizer, "found_inf", None)
-        return isinstance(found, torch.Tensor) and bool(found)
 
     def _move(self) -> None:
         """Chooses elements and moves the deployed weights there.
@@ -430,6 +431,18 @@ class Publisher:
             self._pending = self._nothing()
         return self._writer.publish(run)
 
+    def record(self, x: Batch) -> bool:
+        """Saves in the log how the model computes, and what it takes and gives; whether that could be done.
+
+        Servers then need none of its code. It takes torch some seconds, and is done again for each new generation;
+        where it cannot be done, a warning says why.
+
+        Args:
+            x: a batch of the model's inputs, a row at least.
+        """
+        self._example = example_of(x) if self._program else None
+        return self._example is not None and record(self._log, self._model, self._example, self._cast)
+
     def flush(self) -> None:
         """Publishes, and returns when all is in the log.
 
@@ -456,20 +469,7 @@ class Publisher:
 
     def stats(self) -> PublisherStats:
         """Counts of this publisher, from its start on."""
-        written, failure = self._writer.written, self._writer.failure
-        return PublisherStats(
-            version=self.version,
-            digest=self.digest,
-            updates=written.updates,
-            update_bytes=written.update_bytes,
-            snapshot_bytes=written.snapshot_bytes,
-            full_push_bytes=self._state.schema.nbytes,
-            select_s=self._select_s,
-            encode_s=written.encode_s,
-            append_s=written.append_s,
-            waiting=self._writer.waiting,
-            unavailable=None if failure is None else str(failure),
-        )
+        return self._writer.stats(select_s=self._select_s, full_push_bytes=self._state.schema.nbytes)
 
     def detach(self) -> None:
         """Gives the loop back as it was: no hooks, parameters are the master weights. Publishes nothing more."""

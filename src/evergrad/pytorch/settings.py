@@ -52,6 +52,12 @@ def check_settings(forward: str, values: str, tolerance: float, snapshot_every: 
         raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
 
 
+def is_skipped(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether an optimizer itself left its step out, as fused ones do where GradScaler found infinities."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, torch.Tensor) and bool(found)
+
+
 def range_of(first: int, last: int) -> range:
     if not 0 <= first <= last < 1 << 63:
         raise ConfigError("examples", f"must be (first, last) with 0 <= first <= last < 2^63, not ({first}, {last})")

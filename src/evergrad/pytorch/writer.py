@@ -24,6 +24,7 @@ from evergrad.errors import LogUnavailable, WeightsChanged
 from evergrad.log import UpdateLog
 from evergrad.pytorch.mover import COMPILED
 from evergrad.pytorch.pending import Pending
+from evergrad.pytorch.stats import PublisherStats
 from evergrad.schema import Schema
 from evergrad.update import Section, Snapshot, State, Update, digest, short_fingerprint
 
@@ -142,6 +143,14 @@ class Writer:
         """How many runs are not in the log yet."""
         with self._changed:
             return len(self._waiting) + (self._busy or self._unsent is not None)
+
+    def stats(self, *, select_s: float, full_push_bytes: int) -> PublisherStats:
+        """What has been written, beside what only the publisher knows."""
+        return PublisherStats(
+            version=self.head.version, digest=self.head.digest, **asdict(self.written), select_s=select_s,
+            full_push_bytes=full_push_bytes, waiting=self.waiting,
+            unavailable=None if self.failure is None else str(self.failure),
+        )  # fmt: skip
 
     def position(self) -> dict[str, Any]:
         """Where the log ends, for a checkpoint; `head` is None where a thread or a failure leaves that open."""

@@ -53,6 +53,7 @@ class ServedModel(Model):  # type: ignore[misc]
 
     Args:
         input_type: what it takes; None: not known, and shown by the first request that is answered.
+        recorded: input and output, to tell where `input_type` does not.
         max_staleness_s: from where on it is not ready; None: never.
     """
 
@@ -64,6 +65,7 @@ class ServedModel(Model):  # type: ignore[misc]
         batching: Batching,
         candidate: Candidate | None = None,
         input_type: TensorType | None = None,
+        recorded: tuple[TensorType, TensorType] | None = None,
         max_staleness_s: float | None = None,
         worker: int | None = None,
     ) -> None:
@@ -74,7 +76,7 @@ class ServedModel(Model):  # type: ignore[misc]
         if candidate is not None:
             self.trial = Trial(Lane(candidate.servable, CANDIDATE, batching, self.metrics), candidate, self.metrics)
         self._input, self._max_staleness_s = input_type, max_staleness_s
-        self._shown: tuple[TensorType, TensorType] | None = None
+        self._shown = recorded if input_type is None else None
 
     @property
     def lanes(self) -> list[Lane]:

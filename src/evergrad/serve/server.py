@@ -75,6 +75,7 @@ class Server:
             batching=chosen.batching,
             candidate=candidate,
             input_type=chosen.input,
+            recorded=chosen.recorded,
             max_staleness_s=chosen.max_staleness_s,
             worker=chosen.worker,
         )

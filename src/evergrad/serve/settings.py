@@ -25,6 +25,7 @@ class Settings:
         max_staleness_s: from where on the server is not ready, though it answers; None: never.
         max_request_bytes: of one request's body, over HTTP and gRPC.
         input: what the model takes, which requests are then checked against; None: not known.
+        recorded: input and output as the log's signature has them: what the metadata tells where `input` does not.
         token: what requests must carry, those for health aside.
         tls: serves HTTPS, and gRPC over TLS.
         worker: its number, where several processes share the ports.
@@ -41,6 +42,7 @@ class Settings:
     max_staleness_s: float | None = None
     max_request_bytes: int = 1 << 28
     input: TensorType | None = None
+    recorded: tuple[TensorType, TensorType] | None = None
     token: Token | None = None
     tls: Tls | None = None
     worker: int | None = None

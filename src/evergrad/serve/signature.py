@@ -8,9 +8,11 @@ from typing import Any, Self
 import numpy as np
 
 from evergrad.errors import ConfigError
+from evergrad.log.signature import Signature, TensorInfo
 from evergrad.serve.tensors import DATATYPES, Array, datatype_of
 
 INPUT, OUTPUT = "input-0", "output-0"
+_KINDS = {"F": "FP", "I": "INT", "U": "UINT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,17 @@ class TensorType:
     def told(self) -> dict[str, Any]:
         """As in the protocol's metadata."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+def recorded_types(signature: Signature) -> tuple[TensorType, TensorType] | None:
+    """Input and output as a log's signature tells them; None where it does not, or the protocol cannot say it."""
+    if len(signature.inputs) != 1 or len(signature.outputs) != 1:
+        return None
+    taken, given = _recorded(signature.inputs[0]), _recorded(signature.outputs[0])
+    return None if taken is None or given is None else (taken, given)
+
+
+def _recorded(tensor: TensorInfo) -> TensorType | None:
+    kind, bits = tensor.dtype.rstrip("0123456789"), tensor.dtype.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    datatype = _KINDS.get(kind, kind) + bits
+    return TensorType(tensor.name, datatype, tuple(tensor.shape)) if datatype in DATATYPES else None
