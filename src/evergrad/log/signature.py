@@ -46,8 +46,8 @@ class Signature(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     format: int
-    inputs: Sequence[TensorInfo] = ()
-    outputs: Sequence[TensorInfo] = ()
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
     program: str | None = None
     program_bytes: int = 0
 
