@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from evergrad.pytorch.program import (
 
 Batch = torch.Tensor | npt.NDArray[Any]
 logger = logging.getLogger(__name__)
+_TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch.export._trace")
 _ROWS = 2  # torch.export takes a batch of one for a constant
 _DROPPED = frozenset({"layout", "pin_memory"})  # arguments that only ever say what holds anyway
 
@@ -133,12 +135,27 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if device_of(model).type == "cuda" else []
     model.eval()
     try:
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of its own internals
+        with torch.random.fork_rng(devices), _quiet():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps to itself what torch says of its own internals, and the graphs that it prints: the error tells enough."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    before = [each.disabled for each in loggers]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            for each in loggers:
+                each.disabled = True
+            yield
+    finally:
+        for each, disabled in zip(loggers, before, strict=True):
+            each.disabled = disabled
 
 
 class _Teller:
