@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from evergrad.log.signature import TensorInfo, read_program, read_signature, write_signature
-from evergrad.pytorch.module_of import module_of
 from evergrad.pytorch.program import load_program
 from evergrad.schema import Schema
 from tests.builders import Writer, fresh_log

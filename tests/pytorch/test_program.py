@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from experiments.models import ResNet18
 from torch import nn
 
 from evergrad.demo.lenet import make_lenet5
@@ -23,7 +24,6 @@ from evergrad.pytorch.program import load_program
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.testing import FaultyStore
-from experiments.models import ResNet18
 from tests.builders import fresh_log, fresh_store
 
 
@@ -37,7 +37,7 @@ class Tied(nn.Module):
         self.head.weight = self.table.weight
         self.norm = nn.BatchNorm1d(4)
         self.drop = nn.Dropout(0.5)
-        self.register_buffer("places", torch.randn(1, 8, 4), persistent=False)
+        self.register_buffer("places", torch.arange(32.0).view(1, 8, 4), persistent=False)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         rows, length = words.shape
@@ -326,7 +326,7 @@ def test_a_log_without_a_signature_says_what_to_do() -> None:
 
 def test_an_import_path_is_followed_only_where_that_is_allowed() -> None:
     log = Training(make_lenet5(), factory="evergrad.demo.lenet:make_lenet5").log
-    with pytest.raises(FactoryNotTrusted, match="evergrad.demo.lenet:make_lenet5"):
+    with pytest.raises(FactoryNotTrusted, match="lenet:make_lenet5"):
         module_of(log)
     assert schema_of(module_of(log, trust_factory=True)) == log.schema
 

@@ -92,7 +92,7 @@ def test_a_program_that_is_torn_is_refused_and_written_again(log: UpdateLog) -> 
     signature = write_signature(log, INPUTS, OUTPUTS, PROGRAM)
     for damaged in (PROGRAM[:-1], b"b program", PROGRAM + b"!", b""):
         log.store.replace(NAME, damaged)
-        with pytest.raises(ProgramRefused, match="damaged|larger") as refused:
+        with pytest.raises(ProgramRefused, match=r"damaged|larger") as refused:
             read_program(log, signature)
         assert refused.value.name == NAME
         assert [name for name, _ in verify(log).problems] == [NAME]
@@ -161,4 +161,3 @@ def test_one_of_a_newer_release_says_so_and_one_with_more_fields_is_read(log: Up
         read_signature(log)
     log.store.replace(signature_name(log), b'{"format":1,"later":true}')
     assert read_signature(log) == Signature(1)
-
