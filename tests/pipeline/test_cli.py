@@ -245,7 +245,7 @@ def test_serve_of_a_log_that_does_not_say_its_model_asks_for_it(tmp_path: Path) 
     evergrad.Publisher(model, optim.SGD(model.parameters(), 0.1), f"file:{tmp_path / 'updates'}").close()
     done = evergrad_command(tmp_path, "serve", "updates")
     assert done.returncode == 1
-    assert "ConfigError: --model" in done.stderr
+    assert "ModuleUnknown: the log at updates does not say how to build its module; name it" in done.stderr
 
 
 def test_serve_of_another_model_names_the_tensor(place: Path) -> None:

@@ -13,6 +13,7 @@ from evergrad import maintain
 from evergrad.cli import app
 from evergrad.cli.log import log_app
 from evergrad.log import open_log
+from evergrad.log.signature import TensorInfo, write_signature
 from evergrad.replica import Replica
 from evergrad.schema import Schema
 from tests.builders import Writer, new_state, roomy_schema, snapshot_of, steps, update_name, update_of
@@ -55,6 +56,20 @@ def test_show_tells_since_when_the_model_is_what_it_is(log: str) -> None:
     assert f"{writer.schema.fingerprint}, since version 21" in shown
     assert [line.split()[0] for line in shown.splitlines()[-2:]] == ["22", "23"]
     assert "2 updates, 0 folds and 1 snapshots, up to 23: no problems" in call("verify", log)
+
+
+def test_show_tells_how_the_module_is_built_and_what_it_takes(log: str) -> None:
+    assert call("show", log).count("not said") == 2
+    types = TensorInfo("image", "F32", (-1, 8)), TensorInfo("output-0", "F32", (-1, 4))
+    opened = open_log(log)
+    written = write_signature(opened, types[:1], types[1:], b"a program")
+    shown = call("show", log)
+    assert f"the program {written.program}, 9 bytes" in shown
+    assert "image F32 [-1, 8] -> output-0 F32 [-1, 4]" in shown
+    opened.store.replace(f"programs/{written.program}.json", b"b program")
+    assert f"programs/{written.program}.json: servers need the model's code" in call("verify", log, status=1)
+    opened.store.replace(f"signature/{opened.id}.json", b"{")
+    assert "is damaged" in call("show", log)
 
 
 def test_show_has_the_examples_of_each_version(log: str) -> None:
