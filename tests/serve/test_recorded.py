@@ -38,7 +38,9 @@ sampler = {kind = "uniform"}
 def evergrad_command(folder: Path, *arguments: str, paths: str = "") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *filter(None, [paths])])}
     command = [sys.executable, "-m", "evergrad", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
+    )
 
 
 def test_a_server_of_a_log_that_run_made_needs_no_code_of_the_model(

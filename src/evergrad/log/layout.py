@@ -7,6 +7,7 @@
     latest.json                         the newest snapshot that readers may begin with; replaced with each
     updates/<version>.eg                the update that leads to a version
     folds/<from>-<to>.eg                a run of updates in one (see `folds`)
+    signature/, programs/               how to build the model without its code (see `signature`)
 
 Versions are consecutive integers of 12 digits in names, so a reader asks for the next name and needs no listing.
 
