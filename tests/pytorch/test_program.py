@@ -297,6 +297,12 @@ def test_a_log_of_another_dtype_has_no_program_yet(caplog: pytest.LogCaptureFixt
     assert "bfloat16" in caplog.text
 
 
+@pytest.mark.parametrize("x", [np.array(["text"]), np.zeros((0, 4), np.float32), np.array(5.0), torch.ones(2, 9)])
+def test_a_batch_that_the_model_cannot_take_is_a_warning(x: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert not Training(nn.Linear(4, 2)).publisher.record(x)
+    assert len(caplog.records) == 1
+
+
 def test_a_publisher_that_shall_not_record_does_not() -> None:
     training = Training(nn.Linear(4, 2), program=False)
     assert not training.publisher.record(torch.ones(2, 4))

@@ -80,12 +80,6 @@ def record(log: UpdateLog, model: nn.Module, x: Batch, cast: torch.dtype | None 
     return False
 
 
-def example_of(x: Batch) -> torch.Tensor:
-    """Two rows like those of a batch, in memory of their own."""
-    rows = (x if isinstance(x, torch.Tensor) else tensor_over(x))[:_ROWS].detach()
-    return rows.clone() if len(rows) == _ROWS else torch.cat([rows] * _ROWS)
-
-
 def export(model: nn.Module, x: Batch) -> Exported:
     """The program that gives what `model` gives for one tensor in evaluation mode, for batches of any length.
 
@@ -100,7 +94,8 @@ def export(model: nn.Module, x: Batch) -> Exported:
         Exception: whatever torch.export, or the model itself, raises.
     """
     model = getattr(model, "_orig_mod", model)
-    batch = example_of(x).to(device_of(model))
+    rows = (x if isinstance(x, torch.Tensor) else tensor_over(x))[:_ROWS].detach()
+    batch = torch.cat([rows] * _ROWS)[:_ROWS].to(device_of(model))
     with _evaluating(model), torch.no_grad():
         exported = torch.export.export(model, (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         graph = exported.graph_module.graph

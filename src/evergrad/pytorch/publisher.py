@@ -29,7 +29,7 @@ from evergrad.errors import LogUnavailable, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
 from evergrad.pytorch.bridge import state_views
-from evergrad.pytorch.export import Batch, example_of, record
+from evergrad.pytorch.export import Batch, record
 from evergrad.pytorch.generation import begin_generation, is_of, renewed
 from evergrad.pytorch.mover import Moved, ValuesAs, written
 from evergrad.pytorch.movers import mover_for
@@ -145,7 +145,7 @@ class Publisher:
             raise OptimizerAttached(_attached[optimizer])
         self._model, self._optimizer, self._factory = model, optimizer, factory
         self._program = program
-        self._example: torch.Tensor | None = None  # of `record`
+        self._example: Batch | None = None  # of `record`
         self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
         self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
@@ -435,12 +435,12 @@ class Publisher:
         """Saves in the log how the model computes, and what it takes and gives; whether that could be done.
 
         Servers then need none of its code. It takes torch some seconds, and is done again for each new generation;
-        where it cannot be done, a warning says why.
+        where it cannot be done, a warning says why. No other thread may use the model meanwhile.
 
         Args:
-            x: a batch of the model's inputs, a row at least.
+            x: a batch of the model's inputs, a row at least; it is kept.
         """
-        self._example = example_of(x) if self._program else None
+        self._example = x if self._program else None
         return self._example is not None and record(self._log, self._model, self._example, self._cast)
 
     def flush(self) -> None:
