@@ -41,7 +41,8 @@ from evergrad.pytorch.program import (
 
 Batch = torch.Tensor | npt.NDArray[Any]
 logger = logging.getLogger(__name__)
-_TALKATIVE = ("torch.fx.experimental.symbolic_shapes", "torch.export._trace")
+_TALKATIVE = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export._trace")
+_MOST_SAID = 300
 _ROWS = 2  # torch.export takes a batch of one for a constant
 _DROPPED = frozenset({"layout", "pin_memory"})  # arguments that only ever say what holds anyway
 
@@ -72,8 +73,7 @@ def record(log: UpdateLog, model: nn.Module, x: Batch, cast: torch.dtype | None 
         write_signature(log, found.inputs, found.outputs, found.program)
         return True
     except Exception as error:  # tracing runs the user's code, and may fail in any way; training goes on
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        reason = " ".join(str(error).split())[:_MOST_SAID] or type(error).__name__
         logger.warning("how this model computes is not in %s, so servers need its code (--model): %s", log.url, reason)
     with contextlib.suppress(LogUnavailable):
         forget_program(log)
