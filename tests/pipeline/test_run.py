@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import evergrad
 from evergrad.errors import ConfigError, NonFiniteLoss, SchemaMismatch
+from evergrad.log.signature import read_signature
 from evergrad.metrics import Prequential, accuracy, log_loss
 from evergrad.records import read_records
 from evergrad.testing import FakeClock
@@ -42,6 +43,16 @@ def test_a_run_learns_and_a_replica_ends_with_its_digest(tmp_path: Path, forward
     replica = evergrad.Replica(f"file:{tmp_path / 'updates'}")
     assert (replica.sync(), replica.digest) == (found.version, found.digest)
     assert 0 < found.update_bytes < found.updates * found.full_push_bytes
+
+
+def test_a_run_records_how_its_model_computes_unless_it_is_told_not_to(tmp_path: Path) -> None:
+    found = run(tmp_path / "a"), run(tmp_path / "b", publishing={"program": False})
+    assert found[0] == found[1]
+    signature = read_signature(evergrad.open_log(f"file:{tmp_path / 'a' / 'updates'}"))
+    assert signature is not None
+    assert signature.program is not None
+    assert signature.inputs[0].shape == (-1, 8)
+    assert read_signature(evergrad.open_log(f"file:{tmp_path / 'b' / 'updates'}")) is None
 
 
 def test_equal_seeds_give_equal_runs(tmp_path: Path) -> None:
