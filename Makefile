@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup node azurite demo test lint types unit fuzz format clean
+.PHONY: setup node azurite demo reproduce test lint types unit torn-reads fuzz format clean
 
 setup: $(STAMP) node
 
@@ -21,6 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/evergrad demo
 
+# The paper's experiments, hours of them: see experiments/prapas2021/README.md.
+DATASET ?= mnist
+reproduce: $(STAMP)
+	$(BIN)/python -m experiments.prapas2021 $(DATASET) $(ARGS)
+
 test: lint types unit
 
 lint: setup
@@ -34,8 +39,17 @@ types: setup
 azurite:
 	@scripts/azurite.sh
 
+# Two processes, for most tests use one core; what the first one says is shown when the other has ended.
+TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo tests/pipeline/test_killed.py tests/pipeline/test_gate.py
 unit: setup azurite
-	$(BIN)/python -m pytest
+	@mkdir -p build
+	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(TORCH_TESTS:%=--ignore=%); rest=$$?; \
+	wait $$first; torch=$$?; cat build/torch-tests.log; exit $$((rest || torch))
+
+# The long form of a test that 'make test' runs for 300 updates: 8 clients hammer a server during 10,000.
+torn-reads: setup
+	EVERGRAD_TORN_UPDATES=10000 $(BIN)/python -m pytest tests/serve/test_torn_reads.py
 
 # Arbitrary updates, schemas and snapshots, guided by coverage; exits at the first finding.
 RUNS ?= 100000

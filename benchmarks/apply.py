@@ -15,9 +15,9 @@ import statistics
 import time
 from typing import Any
 
+from experiments.machine import machine
 from obstore.store import MemoryStore
 
-from benchmarks.machine import machine
 from benchmarks.synthetic import SyntheticWriter
 from evergrad.log import UpdateLog
 from evergrad.log.store import ObstoreStore

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.machine import machine
+from experiments.models import MobileNetV2
 from torch import nn
 
-from benchmarks.machine import machine
-from benchmarks.models import MobileNetV2
 from benchmarks.traces import BATCH, TASKS, add_arguments, draws
 from evergrad import Publisher
 from evergrad.codec import encode

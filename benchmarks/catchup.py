@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.machine import machine
 from obstore.store import MemoryStore
 
-from benchmarks.machine import machine
 from benchmarks.synthetic import SyntheticWriter
 from evergrad.log import ObjectStore, UpdateLog, Watch
 from evergrad.log.store import ObstoreStore

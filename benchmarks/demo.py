@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from experiments.machine import machine
+
 from evergrad import EveryN, Uniform, run
 from evergrad.demo.show import Demo
 from evergrad.metrics import Running, accuracy

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments.machine import machine
 
-from benchmarks.machine import machine
 from evergrad.history import History
 
 BYTES, BATCH = 784, 128

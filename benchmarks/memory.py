@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from experiments.machine import machine
+
 from benchmarks.synthetic import SyntheticWriter
 from evergrad.log import open_log
 from evergrad.replica import Replica

@@ -4,10 +4,10 @@
                                   [--device cuda]
 
 Three copies of one model, each with its own Adam (amsgrad), take the same batches of 128: `plain` trains, `published`
-trains and publishes each step to a local log, `paper` trains on gradients that were made sparse (`benchmarks.paper`)
-and deploys nothing. They take turns by blocks of consecutive steps, plain in the middle, in alternating directions. A
-block of `published` ends with a flush inside its time: what publishing does in the background is paid for there, and
-never runs beside the others.
+trains and publishes each step to a local log, `paper` trains on gradients that were made sparse
+(`experiments.prapas2021.masking`) and deploys nothing. They take turns by blocks of consecutive steps, plain in the
+middle, in alternating directions. A block of `published` ends with a flush inside its time: what publishing does in the
+background is paid for there, and never runs beside the others.
 
 - `ratio`, `paper_ratio`: the median over the blocks of their time against the plain block beside it. Other work on the
   machine comes and goes more slowly than blocks do, and so falls on both of a pair; what falls on one is an outlier to
@@ -45,11 +45,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.machine import machine
+from experiments.models import MobileNetV2, ResNet18
+from experiments.prapas2021.masking import GradientMemory
 from torch import nn
 
-from benchmarks.machine import machine
-from benchmarks.models import MobileNetV2, ResNet18
-from benchmarks.paper import GradientMemory
 from benchmarks.traces import BATCH, FIRST, cifar10, draws, mnist
 from evergrad import Publisher, Replica
 from evergrad.demo.lenet import make_lenet5

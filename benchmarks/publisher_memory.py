@@ -19,11 +19,11 @@ import tempfile
 from typing import Any
 
 import torch
+from experiments.machine import machine
+from experiments.models import ResNet18
 from torch import nn
 
-from benchmarks.machine import machine
 from benchmarks.memory import peak_mb, resident_mb
-from benchmarks.models import ResNet18
 
 STEPS = 40
 

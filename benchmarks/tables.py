@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.machine import machine
 from torch import nn
 
-from benchmarks.machine import machine
 from evergrad import Publisher, Replica
 
 BATCH, BAG, MOVED, BLOCK = 256, 8, 1000, 10

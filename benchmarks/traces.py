@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from experiments.data import IMAGENET_MEAN, IMAGENET_SD, find, read_cifar10
+from experiments.models import ResNet18
 from torch import nn
 
-from benchmarks.models import ResNet18
 from evergrad import Publisher
 from evergrad.demo.digits import load_digits
 from evergrad.demo.lenet import make_lenet5, make_lenet5_8x8, train_dense
@@ -47,31 +48,23 @@ class Task:
 
 def mnist(data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [n, 1, 28, 28], normalised, and labels, in file order."""
-    _find(data, "mnist/train-images-idx3-ubyte.gz")
+    find(data, "mnist/train-images-idx3-ubyte.gz")
     return digits(data)
 
 
 def cifar10(data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [n, 3, 32, 32] in channels_last, normalised as ImageNet, and labels, of the first three files."""
-    files = [_find(data, f"cifar-10-batches-bin/data_batch_{number}.bin") for number in (1, 2, 3)]
-    rows = np.concatenate([np.fromfile(file, np.uint8).reshape(-1, 3073) for file in files])
-    x = torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 255)
-    mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels, labels = read_cifar10(data, *(f"data_batch_{number}.bin" for number in (1, 2, 3)))
+    x = torch.from_numpy(pixels.astype(np.float32) / 255)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_SD))
     x = ((x - mean) / deviation).contiguous(memory_format=torch.channels_last)
-    return x, torch.from_numpy(rows[:, 0].astype(np.int64))
+    return x, torch.from_numpy(labels)
 
 
 def digits(data: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST where `data` holds it, scikit-learn's digits [n, 1, 8, 8] otherwise."""
     found = load_digits(data)
     return torch.from_numpy(found.inputs(np.arange(len(found.labels)))), torch.from_numpy(found.labels)
-
-
-def _find(data: Path, name: str) -> Path:
-    path = data / name
-    if not path.exists():
-        raise SystemExit(f"{path} is missing; name the folder that holds {name} with --data or EVERGRAD_DATA")
-    return path
 
 
 TASKS = {

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from experiments.machine import machine
 from torch import nn
 
-from benchmarks.machine import machine
 from benchmarks.overhead import SETTINGS, Batch, Plain, Setting, run_block, synthetic
 from evergrad import Batch as New
 from evergrad import EveryN, History, LossPrioritised, Trainer, Uniform

@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zstandard
+from experiments.machine import machine
 
-from benchmarks.machine import machine
 from benchmarks.traces import TASKS, add_arguments, traces
 from evergrad.codec import decode, encode
 from evergrad.codec.streams import write_indices

@@ -112,6 +112,13 @@ class Writer:
         self.log.begin(self.snapshot(), fold_base=self.fold_base)
         return self
 
+    def begin_anew(self, schema: Schema, log: int = 0xFEDCBA9876543210) -> Writer:
+        """Goes on with a model of another schema."""
+        state = new_state(schema, self.seed + 1)
+        self.version, _ = self.log.begin_anew(snapshot_of(state, self.version + 1, run=self.run), log)
+        self.state, self.schema = state, schema
+        return self
+
     def snapshot(self) -> Snapshot:
         return snapshot_of(self.state, self.version, run=self.run)
 
@@ -166,6 +173,11 @@ def small_history(path: Path, **options: Any) -> History:
     ]
     begin_history(path, 3, 1000, columns)
     return History(path, **options)
+
+
+def rows_of(history: History, rows: list[int]) -> dict[str, Any]:
+    """The examples with these ids."""
+    return history.gather(np.array(rows, dtype=np.int64))
 
 
 def begin_history(path: Path, rows: int, size: int, columns: list[dict[str, Any]]) -> None:

@@ -309,4 +309,5 @@ class Quality:
         return {"k": self._k, "error": self._error}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._k, self._error = state["k"], state["error"]
+        self._set(state["k"])
+        self._error = state["error"]

@@ -68,6 +68,7 @@ class Torch:
         threads: that torch computes with.
         cuda: the version of CUDA that torch was built for; None: for the CPU alone.
         devices: the names of the CUDA devices that torch sees.
+        device_kernels: whether Triton's kernels would select on one; otherwise torch does, which is slower.
         compiler_error: why numba, which is installed, cannot be used; None: it can, or it is not installed.
         cache: the folder in which numba keeps compiled code; None: it found none that it may write to.
     """
@@ -75,6 +76,7 @@ class Torch:
     threads: int
     cuda: str | None
     devices: tuple[str, ...]
+    device_kernels: bool
     compiler_error: str | None
     cache: str | None
 
@@ -153,9 +155,11 @@ _PACKAGES: tuple[tuple[str, str, str | None, str], ...] = (
     ("rich", "rich", "cli", "the evergrad command"),
     ("torch", "torch", "torch", "Publisher, Trainer, run, attach; evergrad run, serve and demo"),
     ("numba", "numba", "torch", "compiled selection; without it torch selects, which is slower"),
-    ("triton", "triton", None, "selection on CUDA, which is not in this release"),
+    ("triton", "triton", None, "compiled selection on CUDA; without it torch selects, which is slower"),
     ("kserve", "kserve", "serve", "evergrad serve and demo"),
     ("onnxruntime", "onnxruntime", "onnx", "adapters.onnx"),
+    ("river", "river", "drift", "the trigger OnDrift"),
+    ("pyarrow", "pyarrow", "parquet", "histories from and to Parquet, and from Arrow tables"),
     ("matplotlib", "matplotlib", "report", "the report of evergrad demo"),
     ("sklearn", "scikit-learn", "demo", "evergrad demo"),
 )
@@ -269,7 +273,7 @@ def examine_log(log: str | UpdateLog, clock: Callable[[], float] = time.time) ->
 def _find_head(log: UpdateLog, found: LogFindings, clock: Callable[[], float]) -> None:
     listed = -1
     try:
-        listed, found.listed = max([*log.updates(), *log.snapshots()], default=-1), True
+        listed, found.listed = log.head(), True
     except ReadOnlyLog:
         found.writing = "read-only kind"
     except LogUnavailable as error:

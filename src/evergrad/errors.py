@@ -100,15 +100,18 @@ class JoinMismatch(EvergradError):
 class SchemaMismatch(EvergradError):
     """Two models, or a model and a log, differ in a tensor."""
 
-    def __init__(self, tensor: str, expected: str, found: str) -> None:
-        super().__init__(tensor, expected, found)
-        self.tensor, self.expected, self.found = tensor, expected, found
+    def __init__(
+        self,
+        tensor: str,
+        expected: str,
+        found: str,
+        advice: str = "use the model that this log was made for, or give this model a log of its own",
+    ) -> None:
+        super().__init__(tensor, expected, found, advice)
+        self.tensor, self.expected, self.found, self.advice = tensor, expected, found, advice
 
     def __str__(self) -> str:
-        return (
-            f"tensor {self.tensor!r}: expected {self.expected}, found {self.found}; "
-            "use the model that this log was made for, or give this model a log of its own"
-        )
+        return f"tensor {self.tensor!r}: expected {self.expected}, found {self.found}; {self.advice}"
 
 
 class LogError(EvergradError):

@@ -65,7 +65,7 @@ def blame(log: UpdateLog, version: int) -> Blame:
         VersionNotInLog: no update leads there: retention has deleted it, nobody wrote it, or the log began there.
         CorruptRecord, UnsupportedFormat: it cannot be read.
     """
-    found = log.read(version) if version > 0 else None
+    found = log.read(version)
     if found is None:
         raise VersionNotInLog(log.url, version, _held(log))
     update, size = found

@@ -57,11 +57,6 @@ class TensorDifference:
     relative_l2: float
 
 
-def head_of(log: UpdateLog) -> int:
-    """The newest version that the log holds an object of; it must be possible to list it."""
-    return max([*log.updates(), *log.snapshots()], default=-1)
-
-
 def state_at(log: UpdateLog, version: int) -> Snapshot:
     """The state of a version, in memory of its own, every digest on the way checked.
 
@@ -124,7 +119,7 @@ def _snapshots(log: UpdateLog) -> list[int]:
 
 def _has_later(log: UpdateLog, version: int) -> bool:
     try:
-        return head_of(log) > version
+        return log.head() > version
     except ReadOnlyLog:
         return False
 
@@ -134,14 +129,14 @@ def _held(log: UpdateLog) -> str:
     if not snapshots:
         return "no snapshot"
     try:
-        return f"{snapshots[0]} to {head_of(log)}"
+        return f"{snapshots[0]} to {log.head()}"
     except ReadOnlyLog:
         return f"{snapshots[0]} and what follows, as far as can be told without a listing"
 
 
 def _walk(log: UpdateLog, problem: Problem, observe: Observe | None = None) -> Iterator[tuple[int, State]]:
     """Each version from the oldest snapshot to the head, with the one state that moves; goes on past damage."""
-    snapshots, head = log.snapshots(), head_of(log)
+    snapshots, head = log.snapshots(), log.head()
     if not snapshots:
         raise LogNotFound(log.url)
     state: State | None = None
@@ -257,7 +252,7 @@ def rollback(log: UpdateLog, to: int) -> Update:
     Raises:
         ConfigError: `to` is the head. VersionNotInLog: see `state_at`. WriterConflict: a publisher was faster.
     """
-    head = head_of(log)
+    head = log.head()
     if to == head:
         raise ConfigError("--to", f"version {to} is the head already; choose an older one")
     target, now = state_at(log, to), state_at(log, head)

@@ -23,6 +23,11 @@ class Stateful(Protocol):
         ...
 
 
+def states_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """The state of each part, by name."""
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
 def load_all(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
     """Gives each part its state, by name."""
     for name, part in parts.items():

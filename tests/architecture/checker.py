@@ -35,6 +35,7 @@ OWNERS = {
     "fastapi": SERVE,
     "starlette": SERVE,
     "uvicorn": SERVE,
+    "grpc": SERVE,
     "prometheus_client": SERVE,
     "matplotlib": ("report.py",),
     "sklearn": ("demo/digits.py",),

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from evergrad.codec import decode, encode, encode_snapshot, split
+from evergrad.errors import LogUnavailable
+from evergrad.log import UpdateLog
 from evergrad.schema import STORAGE
+from evergrad.testing import FaultyStore
 from tests.builders import copy_of, snapshot_of
 from tests.clients.conftest import CLIENT, Node
 from tests.clients.mutants import flipped, mutants, verdict
@@ -153,6 +156,40 @@ def test_it_begins_anew_with_the_log(node: Node, tmp_path: Path) -> None:
         new.append(5)
         printed, _errors = process.communicate(timeout=60)
     assert json.loads(printed) == new.told
+
+
+def test_it_goes_on_with_a_model_that_has_grown(node: Node, tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append(3)
+    with served(tmp_path) as (url, asked), node(CLI, url, "--until", "22") as process:
+        asked.wait_for("updates/000000000004.eg")
+        writer.grow()
+        writer.append(18)
+        printed, _errors = process.communicate(timeout=60)
+        assert json.loads(printed) == writer.told
+        assert writer.version == 22
+        with node(CLI, url) as fresh:
+            printed, errors = fresh.communicate(timeout=60)
+    assert (json.loads(printed), errors) == (writer.told, "")
+
+
+def test_it_keeps_its_version_while_a_generation_is_begun(node: Node, tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append(3)
+    store = FaultyStore(writer.log.store, fail_create={"evergrad.json"})
+    writer.log = UpdateLog(store, writer.log.url)
+    with served(tmp_path) as (url, asked), node(CLI, url, "--until", "5") as process:
+        asked.wait_for("updates/000000000004.eg")
+        with pytest.raises(LogUnavailable):
+            writer.grow()
+        for _ in range(2):
+            asked.wait_for("updates/000000000004.eg")
+        store.fail_create.clear()
+        writer.grow()
+        writer.append()
+        printed, errors = process.communicate(timeout=60)
+    assert json.loads(printed) == writer.told
+    assert "BaseMismatch" in errors
 
 
 def test_it_says_what_is_wrong(node: Node, tmp_path: Path) -> None:

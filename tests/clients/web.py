@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from evergrad.log import UpdateLog, open_log
+from evergrad.schema import Schema
 from evergrad.update import State
 from tests.builders import RUN, new_state, snapshot_of, steps, update_of, values
 from tests.clients.random_log import every_dtype
@@ -96,6 +97,13 @@ class Writer:
 
     def update_path(self, version: int) -> Path:
         return self.folder / f"updates/{version:012d}.eg"
+
+    def grow(self) -> None:
+        """A new generation: the model has another tensor from the next version on."""
+        tensors = [(spec.name, spec.dtype, spec.shape) for spec in self.log.schema.tensors]
+        self.state = new_state(Schema([*tensors, ("late", "F32", (5,))]), 9)
+        snapshot = snapshot_of(self.state, self.version + 1, run=self.run)
+        self.version, _ = self.log.begin_anew(snapshot, self.run + 1)
 
     def begun_anew(self) -> Writer:
         """Another log in this place; a reader finds either of them, or a moment of none."""

@@ -167,8 +167,14 @@ def test_place_that_is_not_there_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("root", "error"),
-    [(b"", CorruptRecord), (b"{}", CorruptRecord), (b'{"format": 2}', UnsupportedFormat)],
-    ids=["empty", "incomplete", "newer"],
+    [
+        (b"", CorruptRecord),
+        (b"{}", CorruptRecord),
+        (b'{"format": 2}', UnsupportedFormat),
+        (b'{"format":1,"log":"%016x","schema":"%032x","fold_base":2,"begins":-1}' % (1, 1), CorruptRecord),
+        (b'{"format":1,"log":"%016x","schema":"%032x","fold_base":2,"begins":%d}' % (1, 1, 1 << 63), CorruptRecord),
+    ],
+    ids=["empty", "incomplete", "newer", "before 0", "beyond 2^63"],
 )
 def test_unreadable_root_is_told_to_reader_and_writer(root: bytes, error: type[Exception]) -> None:
     store = fresh_store()

@@ -19,6 +19,20 @@ ROOT = (
     b'{"format":1,"log":"0123456789abcdef","schema":"816fd966f0d94502daee68392db34efa","fold_base":2,'
     b'"model":"package.module:build"}'
 )
+ROOT_ANEW = (
+    b'{"format":1,"log":"fedcba9876543210","schema":"49b38fe7bcf0f7544648707239fa40f4","fold_base":2,'
+    b'"begins":42,"model":"package.module:build"}'
+)
+TAKES_42_HEX = (
+    "4547010001000000"  # magic, format, flags, one version
+    "26c18d69529287a5"  # checksum
+    "2a00000000000000"  # version
+    "efcdab8967452301"  # run
+    "54f7f0bce78fb349"  # schema, the new one
+    "afcd1d7b39a820e2"  # digest before
+    "afcd1d7b39a820e2"  # digest after
+    "01401e18240a0600"  # newest example
+)
 LATEST = b'{"log":"0123456789abcdef","snapshot":41}'
 SNAPSHOT_TABLE = (
     b'{"__metadata__":{"format":"pt","evergrad.version":"41","evergrad.run":"0123456789abcdef","evergrad.n'
@@ -91,6 +105,23 @@ def test_log_is_written_as_these_objects() -> None:
     log.append(update)
     log.write_folds(42)
     assert contents(store) == OBJECTS
+
+
+def test_root_of_a_new_generation_is_written_and_read_as_these_bytes() -> None:
+    store, schema = fresh_store(), Schema([("w", "F32", (2,))])
+    log = UpdateLog(store, "memory:test")
+    log.begin(SNAPSHOT, "package.module:build", fold_base=2)
+    state = State(schema, [np.zeros(2, "f4")])
+    snapshot = Snapshot(version=42, run=SNAPSHOT.run, newest_us=SNAPSHOT.newest_us, state=state)
+    assert log.begin_anew(snapshot, 0xFEDCBA9876543210)[0] == 42
+    assert store.read("evergrad.json") == ROOT_ANEW
+    assert store.read("latest.json") == b'{"log":"fedcba9876543210","snapshot":42}'
+    assert (store.read("updates/000000000042.eg") or b"").hex() == TAKES_42_HEX
+    again = UpdateLog(store, "memory:test")
+    assert (again.id, again.begins, again.fold_base, again.model) == (
+        "fedcba9876543210", 42, 2, "package.module:build",
+    )  # fmt: skip
+    assert Replica(again).sync() == 42
 
 
 def test_fold_is_the_sections_of_its_updates_under_one_header_of_this_name() -> None:

@@ -47,6 +47,16 @@ def test_fold_then_show_and_verify(log: str) -> None:
     assert "20 updates, 1 folds and 1 snapshots, up to 20: no problems" in call("verify", log)
 
 
+def test_show_tells_since_when_the_model_is_what_it_is(log: str) -> None:
+    assert "since version" not in call("show", log)
+    writer = Writer(open_log(log), version=20).begin_anew(Schema([("w", "F32", (16,)), ("count", "I64", ())]))
+    writer.append(2)
+    shown = call("show", log)
+    assert f"{writer.schema.fingerprint}, since version 21" in shown
+    assert [line.split()[0] for line in shown.splitlines()[-2:]] == ["22", "23"]
+    assert "2 updates, 0 folds and 1 snapshots, up to 23: no problems" in call("verify", log)
+
+
 def test_show_has_the_examples_of_each_version(log: str) -> None:
     maintain.rollback(open_log(log), 3)
     assert [line.split()[-1] for line in call("show", log, "--last", "3").splitlines()[-4:]] == [

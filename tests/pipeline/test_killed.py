@@ -56,16 +56,16 @@ def records(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_was_killed_ends_as_one_that_was_not(kind: str, tmp_path: Path) -> None:
     after = random.Random(kind)  # noqa: S311
-    kills = [f"{after.uniform(0.15, 1.2):.3f}" for _ in range(6)]
+    kills = [f"{after.uniform(0.15, 0.8):.3f}" for _ in range(4)]
     command = [sys.executable, "-m", "tests.pipeline.killed", str(tmp_path), kind, *kills]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 2, "it was hardly killed"
+    assert int(done.stdout) >= 1, "it was hardly killed"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     models = [torch.load(folder / "model.pt", weights_only=True) for folder in (whole, killed)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert columns(killed / "history") == columns(whole / "history")
     assert updates(killed / "log") == updates(whole / "log")
-    assert len(updates(whole / "log")) > 100
+    assert len(updates(whole / "log")) > 80
     assert records(killed / "records.jsonl") == records(whole / "records.jsonl")

@@ -299,3 +299,52 @@ def test_non_finite_losses_leave_statistics_as_deployed(tmp_path: Path) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(NonFiniteLoss):
         trainer.learn(bad)
     assert bool(model[1].running_mean.isfinite().all())
+
+
+def test_a_compiled_model_trains_publishes_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    from evergrad import Checkpoints
+
+    def parts(resume: Any = None) -> tuple[Trainer, Publisher]:
+        model = seeded_model()
+        compiled = torch.compile(model, backend="eager")
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        publisher = Publisher(compiled, optimizer, f"file:{tmp_path / 'log'}", density=0.2, resume=resume)
+        history = History(tmp_path / "history")
+        checkpoints = Checkpoints(tmp_path / "checkpoints", every=1, background=False)
+        found = make(
+            tmp_path / f"unused-{id(history)}", model=compiled, optimizer=optimizer, publisher=publisher,
+            history=history, checkpoints=checkpoints,
+        )  # fmt: skip
+        return found, publisher
+
+    trainer, publisher = parts()
+    assert list(trainer.resume()) == []
+    for seed in range(4):
+        trainer.learn(batch(8, seed))
+    trainer.checkpoint()
+    replica = Replica(f"file:{tmp_path / 'log'}")
+    assert (replica.sync(), replica.digest) == (4, publisher.digest)
+    trainer.learn(batch(8, 9))
+    expected = publisher.digest
+    publisher.detach()
+    trainer._history.close()
+    saved = Checkpoints(tmp_path / "checkpoints").newest()
+    assert saved is not None
+    trainer, publisher = parts(saved[1]["publisher"])
+    again = list(trainer.resume())
+    assert len(again) == 1
+    trainer.learn(again[0])
+    assert publisher.digest == expected
+
+
+def test_a_part_that_is_kept_in_evaluation_mode_stays_so(tmp_path: Path) -> None:
+    model = seeded_model()
+    model.train()
+    model[1].eval()
+    trainer = make(tmp_path, model=model)
+    statistics = model[1].running_mean.clone()
+    for seed in range(3):
+        trainer.predict(batch(4, seed).x)
+        trainer.learn(batch(8, seed))
+    assert (model.training, model[1].training) == (True, False)
+    assert torch.equal(model[1].running_mean, statistics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import evergrad
-from evergrad.errors import LogNotFound, SchemaMismatch
+from evergrad.errors import LogNotFound, NotSynced, SchemaMismatch
 from evergrad.log import UpdateLog
 from evergrad.pytorch import Attached, attach
 from evergrad.pytorch.publisher import Publisher
@@ -120,6 +121,29 @@ def test_another_model_is_refused_before_anything_is_written(url: str) -> None:
             assert tensor.is_meta or torch.equal(tensor, before[name])
     with pytest.raises(LogNotFound):
         attach(linear(), "memory:nothing-there")
+
+
+def test_a_module_may_be_attached_before_its_log_begins(tmp_path: Path) -> None:
+    log, served, other = f"file:{tmp_path / 'updates'}", linear(), linear(5)
+    own = state_bits(served)
+    attached, mistaken = (attach(m, log, follow=False, must_exist=False) for m in (served, other))
+    for _ in range(2):
+        with pytest.raises(NotSynced, match="no version yet"), attached.pin():
+            pass
+        with pytest.raises(LogNotFound):
+            attached.replica.sync()
+    assert state_bits(served) == own
+    model = linear()
+    publisher, before = Publisher(model, sgd(model), log), state_bits(other)
+    for each in (attached, mistaken):
+        assert each.replica.sync() == 0
+    assert (attached.version, attached.digest) == (0, publisher.digest)
+    assert state_bits(served) == state_bits(model) != own
+    with pytest.raises(SchemaMismatch, match=r"\.weight"), mistaken.pin():
+        pass
+    assert state_bits(other) == before
+    with pytest.raises(SchemaMismatch, match=r"\.weight"):
+        attach(other, log, must_exist=False)
 
 
 def test_staleness_is_the_replicas() -> None:

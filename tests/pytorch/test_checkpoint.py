@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from evergrad.errors import CheckpointDamaged, ConfigError
+from evergrad.errors import CheckpointDamaged, ConfigError, HistoryUnavailable
 from evergrad.pytorch.checkpoint import Checkpoints
 
 
@@ -143,6 +143,33 @@ def test_what_was_asked_for_before_happens_before(tmp_path: Path) -> None:
     checkpoints.save(1, TREE, before=lambda: seen.append(list(tmp_path.iterdir())))
     assert seen == [[]]
     assert list(tmp_path.iterdir())
+
+
+def test_one_of_the_same_number_is_replaced(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, background=False)
+    for number, content in ((1, "first"), (2, "second"), (2, "third"), (2, "fourth")):
+        checkpoints.save(number, content)
+        found = checkpoints.newest()
+        assert found == (number, content)
+    assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["000000000001", "000000000002"]
+
+
+@pytest.mark.parametrize("error", [OSError("no"), HistoryUnavailable("history", "no space is left")])
+def test_what_must_happen_before_and_fails_leaves_no_checkpoint_and_is_told(error: Exception, tmp_path: Path) -> None:
+    def fails() -> None:
+        raise error
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, TREE)
+    checkpoints.save(2, TREE, before=fails)
+    checkpoints.wait()
+    assert checkpoints.failure is error
+    found = checkpoints.newest()
+    assert found is not None
+    assert found[0] == 1
+    checkpoints.save(3, TREE)
+    checkpoints.wait()
+    assert checkpoints.failure is None
 
 
 def test_a_full_disk_keeps_what_is_there_and_says_so(tmp_path: Path) -> None:

@@ -270,8 +270,12 @@ def test_without_triton_torch_does_it_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cuda, "TRITON", False)
+    cuda.say_that_torch_selects.cache_clear()
     assert isinstance(Copies(model_of([(3,)]), device=DEVICE).mover, ReferenceMover)
     assert "torch selects" in caplog.text
+    caplog.clear()
+    assert isinstance(Copies(model_of([(3,)]), device=DEVICE).mover, ReferenceMover)
+    assert caplog.text == ""  # once in a process
 
 
 def test_a_copy_that_someone_wrote_to_is_told() -> None:

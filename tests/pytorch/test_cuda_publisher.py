@@ -283,3 +283,22 @@ def test_a_model_in_two_places_is_refused(url: str) -> None:
     model[3].to(DEVICE)
     with pytest.raises(SchemaMismatch, match=r"3\.weight"):
         Publisher(model, sgd(model), url)
+
+
+@pytest.mark.parametrize("kind", [Apart, Publisher])
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_a_model_that_gains_and_loses_tensors_goes_on(forward: Forward, kind: type[Publisher], url: str) -> None:
+    model = batch_norm().to(DEVICE)
+    optimizer = sgd(model)
+    publisher = kind(model, optimizer, url, density=0.05, forward=forward)
+    for step in publish_each(publisher, model, optimizer, 9):
+        assert_all_equal(publisher, evergrad.Replica(url))
+        if step == 2:
+            model.append(nn.Linear(2, 2).to(DEVICE))
+            optimizer.add_param_group({"params": [*model[-1].parameters()]})
+        if step == 5:
+            optimizer.param_groups.pop()
+            del model[-1]
+    assert len(publisher.log.store.names("schema")) == 2
+    assert publisher.log.begins > 6
+    publisher.close()

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from evergrad.doctor import Torch, in_a_fresh_process
-from evergrad.pytorch import facts, kernels, mover
+from evergrad.pytorch import cuda, facts, kernels, mover
 
 
 def test_facts_are_those_of_this_process() -> None:
     found = facts.facts()
     assert found["threads"] == torch.get_num_threads()
     assert (found["cuda"], found["compiler_error"]) == (torch.version.cuda, None)
+    assert found["device_kernels"] == cuda.runs_on(torch.device("cuda"))
     assert found["cache"] == kernels.scan.stats.cache_path  # type: ignore[attr-defined]
 
 
@@ -35,6 +36,9 @@ def test_a_compiler_that_does_not_load_is_told(monkeypatch: pytest.MonkeyPatch) 
     found = facts.facts()
     assert "ModuleNotFoundError" in found["compiler_error"]
     assert found["cache"] is None
+    monkeypatch.setitem(sys.modules, "evergrad.pytorch.triton_kernels", None)
+    monkeypatch.delattr("evergrad.pytorch.triton_kernels", raising=False)
+    assert facts.facts()["device_kernels"] is False
     monkeypatch.setattr(facts, "COMPILED", False)
     assert facts.facts()["compiler_error"] is None
     assert mover.COMPILED

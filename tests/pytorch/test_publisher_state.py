@@ -86,17 +86,18 @@ def test_a_checkpoint_that_is_not_finite_changes_nothing(which: str, url: str) -
     assert all(torch.equal(master[name], tensor) for name, tensor in publisher.state_dict()["master"].items())
 
 
-def test_a_parameter_added_later_is_named(url: str) -> None:
+def test_a_tensor_added_later_that_cannot_be_deployed_is_named_and_the_log_stays(url: str) -> None:
     model = linear()
     optimizer = sgd(model)
     publisher = Publisher(model, optimizer, url)
     for _ in train(model, optimizer, 1):
         publisher.publish()
-    model.late = nn.Linear(2, 2)
+    model.late = nn.Linear(2, 2, dtype=torch.complex64)
     optimizer.add_param_group({"params": list(model.late.parameters())})
     with pytest.raises(SchemaMismatch, match=r"late\.weight"):
-        next(train(model, optimizer, 1))
+        optimizer.step()
     publisher.detach()
+    assert (publisher.version, publisher.log.begins) == (1, 0)
 
 
 def test_a_parameter_of_the_model_may_join_the_optimizer_later(url: str) -> None:

@@ -137,3 +137,20 @@ def test_settings_out_of_range_are_refused(setting: str) -> None:
     settings: dict[str, Any] = {"every": 8, "epochs": 1, "batch_size": 8, setting: 0}
     with pytest.raises(ConfigError, match=setting):
         Retrained(learner, learner(), **settings)
+
+
+def test_time_is_taken_by_the_clock_that_is_given() -> None:
+    now_s = 0.0
+
+    class Slow:
+        def predict(self, x: Any) -> Any:
+            nonlocal now_s
+            now_s += 2.0
+            return np.zeros((len(x), 4), np.float32)
+
+        def learn(self, batch: Batch) -> None:
+            nonlocal now_s
+            now_s += 5.0
+
+    *_, last = compare({"slow": Slow()}, stream(3), {"accuracy": accuracy}, clock=lambda: now_s)
+    assert (last["slow"].predict_s, last["slow"].learn_s) == (6.0, 15.0)

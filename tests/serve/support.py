@@ -16,11 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from evergrad.log import open_log
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.client import InferenceClient
-from evergrad.serve.server import Server
+from evergrad.serve.server import Candidate, Server, Settings
 
 Array = npt.NDArray[Any]
 BATCH = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
@@ -47,6 +48,11 @@ class Training:
         self._optimizer.step()
         self.publisher.publish()
 
+    def grow(self) -> None:
+        """One parameter more: the next step begins a new generation of the log."""
+        self.model.late = nn.Parameter(torch.ones(2))
+        self._optimizer.add_param_group({"params": [self.model.late]})
+
     def servable(self) -> ReplicaModule:
         return ReplicaModule(make_model(), Replica(self.url))
 
@@ -54,6 +60,16 @@ class Training:
         with torch.no_grad():
             found: Array = self.model(torch.from_numpy(BATCH)).numpy()
         return found
+
+
+class FromNothing:
+    """A servable of a log in which nothing is yet."""
+
+    def __init__(self, url: str) -> None:
+        self.replica = Replica(open_log(url, create=True))
+
+    def predict(self, x: Array) -> tuple[Array, int]:
+        return x, self.replica.version
 
 
 def until(condition: Callable[[], object], tries: int = 1500) -> None:
@@ -67,8 +83,13 @@ def until(condition: Callable[[], object], tries: int = 1500) -> None:
 
 
 @contextmanager
-def serving(servable: Any, name: str = "model") -> Iterator[tuple[Server, InferenceClient]]:
-    with Server(servable, name=name, port=0) as server, InferenceClient(server.url, name, timeout_s=60) as client:
+def serving(
+    servable: Any, name: str = "model", candidate: Candidate | None = None, **settings: Any
+) -> Iterator[tuple[Server, InferenceClient]]:
+    chosen = Settings(name=name, port=0, **settings)
+    started = Server(servable, chosen, candidate=candidate)
+    token = None if chosen.token is None else chosen.token.secret
+    with started as server, InferenceClient(server.url, name, timeout_s=60, token=token) as client:
         yield server, client
 
 

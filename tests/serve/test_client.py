@@ -14,7 +14,7 @@ import pytest
 
 from evergrad.errors import ServerError
 from evergrad.serve.client import InferenceClient
-from evergrad.serve.server import Server
+from evergrad.serve.server import Server, Settings
 from tests.serve.support import BATCH, Training, serving, until
 
 
@@ -28,7 +28,7 @@ def test_it_finds_the_server_again_after_a_restart(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="does not answer"):
         client.infer(BATCH)
     training.step()
-    with Server(training.servable(), port=urlsplit(server.url).port or 0), client:
+    with Server(training.servable(), Settings(port=urlsplit(server.url).port or 0)), client:
         until(lambda: client.ready() and client.info()["version"] == 1)
         assert client.infer(BATCH).digest == training.publisher.digest
 
@@ -38,7 +38,11 @@ def test_a_restart_between_two_requests_is_not_seen(tmp_path: Path) -> None:
     with serving(training.servable()) as (server, _):
         client = InferenceClient(server.url)
         until(client.ready)
-    with Server(training.servable(), port=urlsplit(server.url).port or 0), InferenceClient(server.url) as other, client:
+    with (
+        Server(training.servable(), Settings(port=urlsplit(server.url).port or 0)),
+        InferenceClient(server.url) as other,
+        client,
+    ):
         until(other.ready)
         assert client.infer(BATCH).version == 0
 

@@ -14,8 +14,8 @@ from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.replica import Replica
 from evergrad.serve.client import InferenceClient
-from evergrad.testing import FaultyStore
-from tests.serve.support import BATCH, Training, make_model, serving, until
+from evergrad.testing import FakeClock, FaultyStore
+from tests.serve.support import BATCH, Training, ask_json, make_model, serving, until
 
 SECOND = "updates/000000000002.eg"
 
@@ -78,6 +78,23 @@ def test_a_log_that_vanishes_and_returns(tmp_path: Path) -> None:
         _reaches(client, training, 2)
 
 
+def test_staler_than_allowed_it_answers_and_is_not_ready(tmp_path: Path) -> None:
+    training, clock = Training(tmp_path), FakeClock()
+    servable = ReplicaModule(make_model(), Replica(training.url, clock=clock))
+    with serving(servable, max_staleness_s=60.0, grpc_port=0) as (server, client):
+        until(client.ready)  # nobody knows how stale the first version is
+        training.step()
+        until(lambda: client.info()["version"] == 1)
+        clock.now_s = servable.replica.stats().newest_us / 1e6 + 59
+        assert client.ready()
+        clock.advance(2)
+        assert not client.ready()
+        assert ask_json(server.url, "GET", "/v2/models/model/ready")[0] == 503
+        answer = client.infer(BATCH)
+        assert (answer.version, answer.staleness_s > 60) == (1, True)
+        assert ask_json(server.url, "GET", "/v2/health/live")[0] == 200
+
+
 class _Unreachable(FaultyStore):
     """A store that can be switched off."""
 
@@ -107,3 +124,19 @@ def _reaches(client: InferenceClient, training: Training, version: int) -> None:
     answer = client.infer(BATCH)
     assert (answer.version, answer.digest) == (version, training.publisher.digest)
     assert np.array_equal(answer.outputs, training.outputs())
+
+
+def test_a_model_that_changed_is_not_served_and_the_last_version_of_the_one_before_is(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.step()
+    with serving(training.servable()) as (_, client):
+        until(lambda: client.ready() and client.info()["version"] == 1)
+        training.step()
+        kept, good = training.outputs(), training.publisher.digest
+        training.grow()
+        training.step()
+        until(lambda: "make a new Replica" in str(client.info()["error"]))
+        answer = client.infer(BATCH)
+        assert (answer.version, answer.digest) == (2, good)
+        assert np.array_equal(answer.outputs, kept)
+        assert client.ready()

@@ -15,7 +15,7 @@ import pytest
 from evergrad.replica import Replica
 from evergrad.serve.client import InferenceClient
 from evergrad.serve.server import Server
-from tests.serve.support import BATCH, Array, Training, ask, request_of, serving, until
+from tests.serve.support import BATCH, Array, FromNothing, Training, ask, request_of, serving, until
 
 INFER = "/v2/models/model/infer"
 
@@ -112,12 +112,19 @@ def test_a_header_length_that_is_none(server: tuple[Server, InferenceClient], le
         ("GET", "/v2/models/other/ready", 404),
         ("GET", "/v2/models/other/weights_info", 404),
         ("GET", "/v2/models/model/versions/1", 404),
+        ("GET", "/v2/models/model/versions/x", 404),
+        ("POST", "/v2/models/model/versions/1/infer", 404),
+        ("POST", "/v2/models/model/versions/-1/infer", 404),
+        ("GET", "/v2/models/model/versions/1/ready", 404),
+        ("GET", "/v2/models/other/versions/0", 404),
+        ("POST", "/v2/models/model/candidate/promote", 404),
+        ("POST", "/v2/models/model/candidate/drop", 404),
         ("GET", "/nothing", 404),
         ("GET", INFER, 405),
     ],
 )
 def test_what_is_not_there(server: tuple[Server, InferenceClient], method: str, path: str, expected: int) -> None:
-    status, _, answer = ask(server[0].url, method, path, b"{}")
+    status, _, answer = ask(server[0].url, method, path, json.dumps(request_of(BATCH)).encode())
     assert status == expected
     assert list(json.loads(answer)) == ["error"]
 
@@ -158,6 +165,16 @@ def test_a_defect_in_the_model_is_a_500_that_tells_nothing(tmp_path: Path, caplo
         assert json.loads(answer) == {"error": "KeyError in the server; its log says more"}
         until(lambda: "secret" in caplog.text)
         assert client.ready()
+
+
+def test_a_refusal_is_no_defect_in_the_server_s_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(FromNothing(f"file:{tmp_path}")) as (server, _):
+        for path in ("/v2/health/ready", "/v2/models/model/ready", "/v2/models/other", "/v2/models/model/versions/7"):
+            assert ask(server.url, "GET", path)[0] in {404, 503}
+        for path in (INFER, "/v2/models/model/versions/7/infer"):
+            assert ask(server.url, "POST", path, b"{}")[0] == 400
+            assert ask(server.url, "POST", path, json.dumps(request_of(BATCH)).encode())[0] == 503
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def _refused(server: tuple[Server, InferenceClient], body: bytes, headers: dict[str, str], problem: str) -> None:

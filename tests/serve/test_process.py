@@ -21,11 +21,11 @@ SERVER = """
 import sys
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.replica import Replica
-from evergrad.serve.server import serve
+from evergrad.serve.server import Settings, serve
 from tests.serve.support import make_model
 
 servable = ReplicaModule(make_model(), Replica(sys.argv[1]))
-serve(servable, port=int(sys.argv[2]), on_start=lambda url: print(url, flush=True))
+serve(servable, Settings(port=int(sys.argv[2])), on_start=lambda url: print(url, flush=True))
 print("ended", flush=True)
 """
 

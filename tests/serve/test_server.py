@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from evergrad.errors import ConfigError, ServerError
-from evergrad.log import open_log
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
-from evergrad.serve.server import Server, serve
-from tests.serve.support import BATCH, Array, Training, ask, ask_json, make_model, request_of, serving, until
+from evergrad.serve.server import Server, Settings, serve
+from tests.serve.support import BATCH, FromNothing, Training, ask, ask_json, request_of, serving, until
 
 
 def test_answers_follow_the_trainer_bit_for_bit(tmp_path: Path) -> None:
@@ -88,8 +87,12 @@ def test_metadata_and_health(tmp_path: Path) -> None:
         assert ask_json(server.url, "GET", "/v2/models") == (200, {"models": ["model"]})
         assert ask_json(server.url, "GET", "/v2/models/model/ready") == (200, {"name": "model", "ready": True})
         _, metadata = ask_json(server.url, "GET", "/v2/models/model")
-        assert metadata["versions"] == ["1"]
-        assert [t["name"] for t in (*metadata["inputs"], *metadata["outputs"])] == ["input-0", "output-0"]
+        assert metadata["versions"] == ["0", "1"]
+        assert metadata["inputs"] == metadata["outputs"] == [], "nobody said, and nothing was answered yet"
+        client.infer(BATCH)
+        _, metadata = ask_json(server.url, "GET", "/v2/models/model")
+        assert metadata["inputs"] == [{"name": "input-0", "datatype": "FP32", "shape": [-1, 4]}]
+        assert metadata["outputs"] == [{"name": "output-0", "datatype": "FP32", "shape": [-1, 3]}]
         _, about = ask_json(server.url, "GET", "/v2")
         assert "model_repository_extension" not in about["extensions"]
         status, openapi = ask_json(server.url, "GET", "/openapi.json")
@@ -104,16 +107,6 @@ def test_nobody_can_unload_the_model(tmp_path: Path) -> None:
         until(client.ready)
 
 
-class FromNothing:
-    """A servable of a log in which nothing is yet."""
-
-    def __init__(self, url: str) -> None:
-        self.replica = Replica(open_log(url, create=True))
-
-    def predict(self, x: Array) -> tuple[Array, int]:
-        return x, self.replica.version
-
-
 def test_not_ready_before_the_first_version(tmp_path: Path) -> None:
     with serving(FromNothing(f"file:{tmp_path}")) as (server, client):
         until(lambda: client.info()["error"])
@@ -125,7 +118,7 @@ def test_not_ready_before_the_first_version(tmp_path: Path) -> None:
             status, answer = ask_json(server.url, "POST", "/v2/models/model/infer", request_of(BATCH))
             assert (status, list(answer)) == (503, ["error"])
         assert ask_json(server.url, "GET", "/v2/models/model/ready")[0] == 503
-        assert b"evergrad_version" not in ask(server.url, "GET", "/metrics")[2]
+        assert b"evergrad_version{" not in ask(server.url, "GET", "/metrics")[2]
         training = Training(tmp_path)
         until(client.ready)
         assert client.infer(BATCH).digest == training.publisher.digest
@@ -144,11 +137,13 @@ def test_metrics_say_what_is_served(tmp_path: Path) -> None:
         assert headers["Content-Type"].startswith("text/plain")
         found = dict(line.rsplit(" ", 1) for line in text.decode().splitlines() if line and line[0] != "#")
         info = client.info()
-        assert float(found["evergrad_version"]) == 2
-        assert float(found["evergrad_updates_total"]) == 2
-        assert float(found["evergrad_snapshots_total"]) == 1
-        assert float(found["evergrad_update_bytes_total"]) == info["update_bytes"] > 0
-        assert 0 <= float(found["evergrad_staleness_seconds"]) < math.inf
+        assert float(found['evergrad_version{model_name="model",track="stable"}']) == 2
+        assert float(found['evergrad_updates_total{model_name="model",track="stable"}']) == 2
+        assert float(found['evergrad_snapshots_total{model_name="model",track="stable"}']) == 1
+        assert (
+            float(found['evergrad_update_bytes_total{model_name="model",track="stable"}']) == info["update_bytes"] > 0
+        )
+        assert 0 <= float(found['evergrad_staleness_seconds{model_name="model",track="stable"}']) < math.inf
         assert 'request_predict_seconds_count{model_name="model"}' in found
         _, headers, text = ask(server.url, "GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
         assert text.count(b"# EOF") == 1
@@ -185,7 +180,7 @@ def test_a_signal_ends_serve_and_closes_the_replica(tmp_path: Path, number: sign
         told.append(url)
         signal.raise_signal(number)
 
-    serve(servable, port=0, on_start=on_start)
+    serve(servable, Settings(port=0), on_start=on_start)
     assert told[0].startswith("http://127.0.0.1:")
     assert signal.getsignal(number) is before
     assert "evergrad-replica" not in [thread.name for thread in threading.enumerate()]
@@ -195,20 +190,19 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
     servable = Training(tmp_path).servable()
     taken = pytest.raises(ServerError, match="choose another host or port")
     with socket.create_server(("127.0.0.1", 0)) as other, taken:
-        Server(servable, port=other.getsockname()[1])
+        Server(servable, Settings(port=other.getsockname()[1]))
     with pytest.raises(ServerError, match="cannot listen there"):
-        Server(servable, host="host.invalid", port=0)
+        Server(servable, Settings(host="host.invalid", port=0))
 
 
-def test_settings_are_checked(tmp_path: Path) -> None:
-    servable = ReplicaModule(make_model(), Replica(Training(tmp_path).url))
+def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="port"):
-        Server(servable, port=65536)
+        Settings(port=65536)
     with pytest.raises(ConfigError, match="name"):
-        Server(servable, name="a/b")
+        Settings(name="a/b")
 
 
 def test_the_url_is_known_before_it_serves(tmp_path: Path) -> None:
-    server = Server(Training(tmp_path).servable(), port=0)
+    server = Server(Training(tmp_path).servable(), Settings(port=0))
     assert int(server.url.rsplit(":", 1)[1]) > 0
     server.close()

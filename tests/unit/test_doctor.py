@@ -18,7 +18,7 @@ from evergrad.testing import FakeClock, FaultyStore
 from tests.builders import NEWEST_US, Unlisted, Writer, fresh_log, fresh_store, snapshot_name, update_name
 from tests.unit.log.test_watch import Counting
 
-SAID = Torch(threads=4, cuda=None, devices=(), compiler_error=None, cache="/cache")
+SAID = Torch(threads=4, cuda=None, devices=(), device_kernels=False, compiler_error=None, cache="/cache")
 
 
 def lacking(*missing: str) -> Callable[[str, str], str | None]:
@@ -49,6 +49,8 @@ def test_all_that_is_there_is_told_with_its_version() -> None:
         ("typer", "command", "pip install 'evergrad[cli]'"),
         ("xxhash", "everything", "pip install evergrad"),
         ("triton", "CUDA", None),
+        ("river", "OnDrift", "pip install 'evergrad[drift]'"),
+        ("pyarrow", "Parquet", "pip install 'evergrad[parquet]'"),
     ],
 )
 def test_what_is_missing_is_told_with_what_needs_it_and_what_brings_it(
@@ -78,7 +80,9 @@ def test_without_numba_torch_selects_and_without_torch_nothing_does_nor_is_asked
 def test_packages_that_are_there_and_do_not_load_are_told() -> None:
     found = look(said="OSError: libtorch.so: cannot open")
     assert (found.selection, found.torch, found.torch_error) == ("none", None, "OSError: libtorch.so: cannot open")
-    broken = Torch(threads=1, cuda=None, devices=(), compiler_error="ImportError: too new", cache=None)
+    broken = Torch(
+        threads=1, cuda=None, devices=(), device_kernels=False, compiler_error="ImportError: too new", cache=None
+    )
     assert (look(said=broken).selection, look(said=broken).torch) == ("none", broken)
 
 

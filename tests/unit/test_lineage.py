@@ -13,6 +13,7 @@ from evergrad.schema import Schema
 from tests.builders import (
     NEWEST_US,
     RUN,
+    TENSORS,
     Unlisted,
     Writer,
     fold_name,
@@ -147,3 +148,15 @@ def test_a_log_without_updates_or_listings() -> None:
     assert (found.version, found.searched) == (None, range(0))
     with pytest.raises(ReadOnlyLog):
         lineage.first_to_name(UpdateLog(Unlisted(written(3).log.store), "unlisted:"), 3)
+
+
+def test_an_older_generation_is_neither_blamed_nor_searched() -> None:
+    writer = written(20).begin_anew(Schema([*TENSORS, ("late", "F32", (5,))])).append(3)
+    with pytest.raises(VersionNotInLog, match="the updates that lead to 22 to 24"):
+        lineage.blame(writer.log, 20)
+    with pytest.raises(VersionNotInLog, match="the updates that lead to 22 to 24"):
+        lineage.blame(writer.log, 21)
+    assert lineage.blame(writer.log, 22).moved == (("w", 2), ("count", 1))
+    found = lineage.first_to_name(writer.log, 8 * 22)
+    assert (found.version, found.searched) == (23, range(22, 25))
+    assert lineage.first_to_name(writer.log, 8).version is None

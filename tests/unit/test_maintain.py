@@ -8,10 +8,11 @@ import pytest
 from safetensors import safe_open
 
 from evergrad import maintain
-from evergrad.errors import ConfigError, CorruptRecord, VersionNotInLog, WriterConflict
+from evergrad.errors import ConfigError, CorruptRecord, LogUnavailable, VersionNotInLog, WriterConflict
 from evergrad.log import UpdateLog
 from evergrad.replica import Replica
-from evergrad.testing import FakeClock
+from evergrad.schema import Schema
+from evergrad.testing import FakeClock, FaultyStore
 from evergrad.update import State
 from tests.builders import (
     NEWEST_US,
@@ -21,7 +22,9 @@ from tests.builders import (
     fresh_log,
     new_state,
     roomy_schema,
+    small_schema,
     snapshot_name,
+    snapshot_of,
     update_name,
 )
 
@@ -163,3 +166,55 @@ def test_export_is_read_by_safetensors(tmp_path: Path) -> None:
         assert (told["evergrad.version"], told["evergrad.digest"]) == ("3", f"{states[3].digest:016x}")
         assert told["evergrad.schema"] == log.schema.fingerprint
         assert file.get_tensor("w").tobytes() == states[3].tensors()["w"].tobytes()
+
+
+def grown(count: int = 20) -> tuple[UpdateLog, list[State], Writer]:
+    """A log whose model changed after `count` versions, and the states of the newer generation, from `count` + 1 on."""
+    log, _, writer = written(count)
+    writer.begin_anew(Schema([*((t.name, t.dtype, t.shape) for t in roomy_schema().tensors), ("late", "F32", (5,))]))
+    states = [copy_of(writer.state)]
+    for _ in range(20):
+        writer.append()
+        states.append(copy_of(writer.state))
+    return log, states, writer
+
+
+def test_versions_of_an_older_generation_are_not_held() -> None:
+    log, states, _ = grown()
+    for version, state in enumerate(states, 21):
+        assert equal_states(maintain.state_at(log, version).state, state)
+    for version in (0, 20):
+        with pytest.raises(VersionNotInLog, match="holds 21 to 41"):
+            maintain.state_at(log, version)
+        with pytest.raises(VersionNotInLog, match="holds 21 to 41"):
+            maintain.rollback(log, version)
+    assert log.head() == 41
+
+
+def test_verify_and_fold_leave_older_generations_alone() -> None:
+    log, _, _ = grown()
+    damage(log, update_name(7))
+    damage(log, snapshot_name(20))
+    found = maintain.verify(log)
+    assert found.problems == ()
+    assert (found.head, found.updates, found.folds, found.snapshots) == (41, 20, 0, 1)
+    log.store.delete(FOLD)
+    assert maintain.fold(log) == []
+
+
+def test_rollback_within_a_generation_is_followed() -> None:
+    log, states, _ = grown()
+    replica = Replica(log)
+    replica.sync()
+    maintain.rollback(log, 21)
+    assert replica.sync() == 42
+    assert equal_states(replica.state, states[0])
+
+
+def test_a_generation_that_never_began_is_told_by_verify() -> None:
+    log, _, writer = written(20)
+    faulty = UpdateLog(FaultyStore(log.store, fail_create={"evergrad.json"}), "memory:test")
+    with pytest.raises(LogUnavailable):
+        faulty.begin_anew(snapshot_of(new_state(small_schema()), 21), 77)
+    assert named(log) == [snapshot_name(21), "version 21"]
+    assert equal_states(maintain.state_at(log, 20).state, writer.state)

@@ -206,7 +206,7 @@ export async function sync(url, { signal } = {}) {
  * @param {object} options
  * @param {(state: State) => void} options.onUpdate is called with every version that was reached, the first one
  *   included, before the next one is asked for; a promise is awaited. The same State moves on, save where the log
- *   continues from a snapshot: that is a new one.
+ *   continues from a snapshot: that is a new one, and of another schema where the model was given other tensors.
  * @param {(error: EvergradError) => void} options.onError
  * @param {AbortSignal} options.signal
  * @param {number} options.pollMs how long to wait where nothing new is there

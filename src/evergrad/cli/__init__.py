@@ -12,9 +12,8 @@ import typer
 from evergrad.cli.console import ago, named_errors, progress, stdout, table_of_facts
 from evergrad.cli.doctor import examine
 from evergrad.cli.log import log_app
-from evergrad.config import import_object
-from evergrad.errors import ConfigError, EvergradError
-from evergrad.replica import Replica
+from evergrad.cli.serve import serve
+from evergrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from evergrad.demo.show import Glimpse
@@ -28,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(log_app, name="log")
 app.command("doctor")(examine)
+app.command("serve")(named_errors(serve))
 
 
 @app.command()
@@ -90,45 +90,6 @@ def _range(text: str) -> tuple[int, int]:
     if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise ConfigError("--without", f"must be first:last, the first lower, not {text!r}")
     return int(first), int(last)
-
-
-@app.command()
-@named_errors
-def serve(
-    log: Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option(help="How to build the module, package.module:callable. Default: what the log says."),
-    ] = None,
-    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "model",
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
-) -> None:
-    """Serves the newest version of a log's model over HTTP (Open Inference Protocol), and keeps it fresh."""
-    from evergrad.pytorch.bridge import ReplicaModule
-    from evergrad.serve import server
-
-    replica = Replica(log)
-    try:
-        replica.sync()
-    except EvergradError as error:
-        if replica.stats().version is None:
-            raise
-        typer.echo(f"evergrad: serving version {replica.version} for now: {error}", err=True)
-    path = model or replica.log.model
-    if path is None:
-        raise ConfigError(
-            "--model", "this log does not say how to build its module; name it as package.module:callable"
-        )
-    sys.path.insert(0, os.getcwd())
-    servable = ReplicaModule(import_object(path, "--model")(), replica)
-    server.serve(
-        servable,
-        name=name,
-        host=host,
-        port=port,
-        on_start=lambda url: print(f"serving {name} at version {replica.version} on {url}", flush=True),  # noqa: T201
-    )
 
 
 @app.command()

@@ -70,8 +70,9 @@ def _training(found: Findings) -> Iterator[Row]:
         yield "selection", "by torch, which is slower: numba is missing"
     variable = "is not set" if found.omp_num_threads is None else f"is {found.omp_num_threads}"
     yield "threads", f"torch computes with {torch.threads}; OMP_NUM_THREADS {variable}"
+    selected = "selection there is compiled by Triton" if torch.device_kernels else "torch would select there"
     built = "torch is built for the CPU alone" if torch.cuda is None else f"torch is built for CUDA {torch.cuda}"
-    yield "cuda devices", f"{', '.join(torch.devices) or 'none'}; {built}; this release selects on the CPU alone"
+    yield "cuda devices", f"{', '.join(torch.devices) or 'none'}; {built}; {selected}"
 
 
 def _log(log: LogFindings) -> Iterator[Row]:

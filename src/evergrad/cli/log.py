@@ -38,7 +38,7 @@ def show(
     summary = table_of_facts()
     for key, value in {
         "model": f"{len(schema.tensors)} tensors, {schema.elements:,} elements, {schema.nbytes:,} bytes",
-        "schema": schema.fingerprint,
+        "schema": schema.fingerprint + (f", since version {opened.begins}" if opened.begins else ""),
         "built by": opened.model or "not said",
         "versions": f"{version}, the newest {ago(replica.staleness_s())} stale",
         "digest": f"{replica.digest:016x}, checked at every update since the newest snapshot",
@@ -156,7 +156,7 @@ def rollback(
     """Takes every replica back to an older state, by a new version. A publisher that is open must be opened again."""
     opened = _opened(log)
     if not yes:
-        typer.confirm(f"take all replicas from version {maintain.head_of(opened)} back to {to}?", abort=True)
+        typer.confirm(f"take all replicas from version {opened.head()} back to {to}?", abort=True)
     update = maintain.rollback(opened, to)
     typer.echo(f"version {update.version} has the state of version {to}, digest {update.digest_after:016x}")
 

@@ -143,6 +143,13 @@ class History:
             return int(then.starts[self._beyond(then, end, now_us)])
 
     @property
+    def newest_us(self) -> int:
+        """When the newest example arrived, microseconds since 1970. Raises NotInHistory where there is none."""
+        if self._writer is None or not len(self):
+            return int(self.arrived_us(np.array([self.end - 1]))[0])
+        return self._newest_us
+
+    @property
     def batches(self) -> int:
         """How many batches were ever appended."""
         return self._held.batches

@@ -7,7 +7,7 @@ check them:
 1. `create` either stores all the bytes under a name that nothing had, or stores nothing. Of two that race for one name,
    exactly one succeeds: this is the only lock there is.
 2. `read` and `stream` give all the bytes or None, never a part as if it were the whole. What they gave once, they give
-   until the name is deleted: objects never change. The one exception is the object that `replace` writes.
+   until the name is deleted: objects never change. The exceptions are those that `replace` writes.
 3. `replace` puts new bytes in the place of whatever was there: a reader sees the old or the new ones, never a mix.
 4. `names` lists what was stored and not deleted, in ascending order: the objects directly in one folder.
 5. A `watch` may wake too often, never too late: after it was made, whatever appears in its folder ends the wait that is
@@ -86,7 +86,7 @@ class ObjectStore(StoreReader, Protocol):
         ...
 
     def replace(self, name: str, data: bytes) -> None:
-        """Stores `data` under `name`, whatever was there. Only for the one mutable object, `latest.json`.
+        """Stores `data` under `name`, whatever was there. Only for `latest.json` and `evergrad.json`.
 
         Raises:
             LogUnavailable: the place refused or failed.

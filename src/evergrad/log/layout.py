@@ -1,9 +1,10 @@
 """The update log: which objects a log holds, and what they promise (`docs/format.md`, section Log, is normative).
 
     schema/<fingerprint>.json           the table of tensors
-    evergrad.json                       format version, the log's own id, schema fingerprint, how to build the model
+    evergrad.json                       format version, the log's own id, schema fingerprint, how to build the model;
+                                        replaced where a new generation begins
     snapshots/<version>.safetensors     the whole state at a version
-    latest.json                         the newest snapshot that readers may begin with; the one object that is replaced
+    latest.json                         the newest snapshot that readers may begin with; replaced with each
     updates/<version>.eg                the update that leads to a version
     folds/<from>-<to>.eg                a run of updates in one (see `folds`)
 
@@ -23,6 +24,18 @@ crash of the writer leaves, at each point:
   shorter ones and the updates.
 - after a snapshot, before `latest.json`: readers start from the snapshot before and replay more.
 - during the deletion: what is gone was needed by nobody within the promised window; what is left is deleted next time.
+
+A model whose tensors change goes on in the same place, as a new *generation*: a log with an id and a schema of its own,
+whose versions go on from the older ones. Its writes: schema; an update of the next version that fits no state and so
+takes that version, by the only lock there is; the snapshot of that version; the root and `latest.json`, replaced. What
+a crash leaves:
+
+- before that update: the older generation, whole. Its publisher goes on with it.
+- after that update, before the root: the older generation, whose newest update no reader can apply: they keep the
+  version before. Its publisher goes on after it, with a snapshot. One of the new model finds that schema in the log,
+  and begins the generation again, one version later.
+- after the root, before `latest.json`: as after a first snapshot. Readers of the older generation go on as if nothing
+  had happened.
 """
 
 from __future__ import annotations
@@ -30,6 +43,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import msgspec
 
@@ -44,30 +58,9 @@ from evergrad.codec import (
 from evergrad.errors import ConfigError, CorruptRecord, LogNotFound, ReadOnlyLog, UnsupportedFormat, WriterConflict
 from evergrad.log.base import ObjectStore, Watch
 from evergrad.log.folds import FOLD_BASE, concatenate, smallest_fold
+from evergrad.log.root import FORMAT, MAX_FOLD_BASE, Latest, Root, decode_latest, decode_root
 from evergrad.schema import Schema
-from evergrad.update import Snapshot, State, Update
-
-FORMAT = 1
-_MAX_FOLD_BASE = 1 << 20
-
-
-class _Root(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    format: int
-    log: str
-    schema: str
-    fold_base: int
-    model: str | None = None
-
-
-class _FormatOnly(msgspec.Struct):
-    format: int
-
-
-class Latest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `latest.json` says: the log's id, and the newest snapshot that readers may begin with."""
-
-    log: str
-    snapshot: int
+from evergrad.update import Snapshot, State, Update, short_fingerprint
 
 
 class UpdateLog:
@@ -80,7 +73,7 @@ class UpdateLog:
 
     def __init__(self, store: ObjectStore | None, url: str) -> None:
         self._store, self.url = store, url
-        self._root: _Root | None = None
+        self._root: Root | None = None
         self._schema: Schema | None = None
         self._recent: dict[str, bytes] = {}  # the updates appended last: what the next fold is made of
 
@@ -120,17 +113,51 @@ class UpdateLog:
             SchemaMismatch: an unfinished log of another model is here.
             WriterConflict: another publisher began it first.
         """
-        if not 2 <= fold_base <= _MAX_FOLD_BASE:
-            raise ConfigError("fold_base", f"must lie in 2 to {_MAX_FOLD_BASE}, not {fold_base}")
+        if not 2 <= fold_base <= MAX_FOLD_BASE:
+            raise ConfigError("fold_base", f"must lie in 2 to {MAX_FOLD_BASE}, not {fold_base}")
         schema, data = snapshot.state.schema, encode_snapshot(snapshot)
         self.store.create(f"schema/{schema.fingerprint}.json", schema.to_json())
-        root = _Root(FORMAT, f"{snapshot.run:016x}", schema.fingerprint, fold_base, model)
+        root = Root(FORMAT, f"{snapshot.run:016x}", schema.fingerprint, fold_base, model=model)
         if not self.store.create("evergrad.json", msgspec.json.encode(root)):
             self.schema.require(schema)
         if not self._create_equal(_snapshot_name(snapshot.version), data):
             raise WriterConflict(self.url, snapshot.version, "another publisher")
         self._point_at(snapshot.version)
         return len(data)
+
+    def begin_anew(self, snapshot: Snapshot, log: int, model: str | None = None) -> tuple[int, int]:
+        """Begins a new generation, of another schema; gives the version that it begins with, and its snapshot's bytes.
+
+        Args:
+            snapshot: its first state; its version is the one after this log's last. Where the same run has taken that
+                version already, for a generation that it could not finish, it becomes the next one.
+            log: the new generation's id, 64 random bits.
+            model: as in `begin`; None: as it was.
+
+        Raises:
+            WriterConflict: another publisher wrote that version. LogUnavailable: the store failed; call it again.
+        """
+        schema, before = snapshot.state.schema, self._read_root()
+        self.store.create(f"schema/{schema.fingerprint}.json", schema.to_json())
+        snapshot = self._take_version(snapshot)
+        data, version = encode_snapshot(snapshot), snapshot.version
+        if not self._create_equal(_snapshot_name(version), data):
+            raise WriterConflict(self.url, version, "another publisher")
+        root = Root(FORMAT, f"{log:016x}", schema.fingerprint, before.fold_base, version, model or before.model)
+        self.store.replace("evergrad.json", msgspec.json.encode(root))
+        self._root, self._schema = root, schema
+        self._point_at(version)
+        return version, len(data)
+
+    def _take_version(self, snapshot: Snapshot) -> Snapshot:
+        while True:
+            name = _update_name(snapshot.version)
+            if self._create_equal(name, encode(_fits_no_state(snapshot))):
+                return snapshot
+            writer = self._writer_of(name)
+            if writer != _named(snapshot.run):
+                raise WriterConflict(self.url, snapshot.version, writer)
+            snapshot = replace(snapshot, version=snapshot.version + 1)
 
     def _create_equal(self, name: str, data: bytes) -> bool:
         # A store may fail after it has stored: finding the very bytes that we meant to write is a success.
@@ -160,6 +187,15 @@ class UpdateLog:
         return self._read_root().log
 
     @property
+    def begins(self) -> int:
+        """The version that this generation begins with: what is older is of another schema, and is not read."""
+        return self._read_root().begins
+
+    def has_had(self, schema: Schema) -> bool:
+        """Whether this log is of that schema, was once, or was about to be when its publisher ended."""
+        return self.store.read(f"schema/{schema.fingerprint}.json") is not None
+
+    @property
     def model(self) -> str | None:
         """The import path that builds the module, where the publisher knew one."""
         return self._read_root().model
@@ -173,12 +209,12 @@ class UpdateLog:
         """Forgets what the first objects said, for this place may have been begun anew since."""
         self._root = self._schema = None
 
-    def _read_root(self) -> _Root:
+    def _read_root(self) -> Root:
         if self._root is None:
             data = self.store.read("evergrad.json")
             if data is None:
                 raise LogNotFound(self.url)
-            self._root = _decode_root(data)
+            self._root = decode_root(data)
         return self._root
 
     # -- updates ----------------------------------------------------------------------------------------------------
@@ -203,7 +239,7 @@ class UpdateLog:
 
     def _writer_of(self, name: str) -> str:
         try:
-            return f"run {decode_header(self.store.read(name) or b'', name).run:016x}"
+            return _named(decode_header(self.store.read(name) or b"", name).run)
         except (CorruptRecord, UnsupportedFormat):
             return "a writer that left it unreadable"
 
@@ -224,8 +260,11 @@ class UpdateLog:
         return self._read_update(_fold_name(first, last), first, last)
 
     def _read_update(self, name: str, first: int, last: int) -> tuple[Update, int] | None:
-        data = self.store.read(name)
+        data = self._read_from(first, name)
         return None if data is None else (_between(decode(data, self.schema, name), first, last, name), len(data))
+
+    def _read_from(self, first: int, name: str) -> bytes | None:
+        return self.store.read(name) if first >= self.begins else None
 
     def read_header(self, first: int, last: int) -> Update | None:
         """The update (where that is one version) or fold from `first` to `last`, without its sections; None: none.
@@ -234,7 +273,7 @@ class UpdateLog:
             CorruptRecord, UnsupportedFormat: there is one, and it cannot be read.
         """
         name = _update_name(last) if last - first == 1 else _fold_name(first, last)
-        data = self.store.read(name)
+        data = self._read_from(first, name)
         return None if data is None else _between(decode_header(data, name), first, last, name)
 
     def write_folds(self, version: int, state: State | None = None) -> int:
@@ -255,6 +294,8 @@ class UpdateLog:
         return written
 
     def _fold(self, first: int, last: int, step: int, state: State | None) -> bytes | None:
+        if first < self.begins:
+            return None
         parts = []
         for start in range(first, last, step):
             name = _update_name(start + 1) if step == 1 else _fold_name(start, start + step)
@@ -283,19 +324,24 @@ class UpdateLog:
 
     def point_at_newest(self) -> None:
         """Writes `latest.json` where a crash came before it."""
-        listed = self._listed_snapshots()
-        if listed:
-            self._point_at(listed[-1])
+        newest = next((version for version in reversed(self._listed_snapshots()) if self._is_own(version)), None)
+        if newest is not None:
+            self._point_at(newest)
+
+    def _is_own(self, version: int) -> bool:
+        """Whether a snapshot is of this schema, and not of a generation that never began."""
+        data = self.store.read(_update_name(version))
+        try:
+            return data is None or decode_header(data).schema == short_fingerprint(self.schema)
+        except (CorruptRecord, UnsupportedFormat):
+            return True
 
     def latest(self) -> Latest | None:
         """What `latest.json` says; None where it is missing or cannot be read: it is a hint, not a promise."""
         if self._store is None:
             return None
         data = self._store.read("latest.json")
-        try:
-            return None if data is None else msgspec.json.decode(data, type=Latest)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+        return None if data is None else decode_latest(data)
 
     def _own_latest(self) -> Latest | None:
         # One that an earlier log left behind says nothing about this one.
@@ -342,15 +388,36 @@ class UpdateLog:
     # -- listings and retention -------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[int]:
-        """The versions that have a snapshot, ascending."""
-        return _versions(self.store.names("snapshots"), ".safetensors")
+        """The versions of this generation that have a snapshot, ascending."""
+        oldest = self._oldest()
+        return [version for version in self._all_snapshots() if version >= oldest]
 
     def updates(self) -> list[int]:
-        """The versions that have an update, ascending."""
-        return _versions(self.store.names("updates"), ".eg")
+        """The versions of this generation that an update leads to, ascending."""
+        oldest = self._oldest()
+        return [version for version in self._all_updates() if version > oldest]
+
+    def head(self) -> int:
+        """The newest version that this generation has an object of, -1 where there is none; by listing."""
+        return max([*self.updates(), *self.snapshots()], default=-1)
 
     def folds(self) -> list[tuple[int, int]]:
-        """The folds, each by the versions that it leads from and to, ascending."""
+        """The folds of this generation, each by the versions that it leads from and to, ascending."""
+        oldest = self._oldest()
+        return [(first, last) for first, last in self._all_folds() if first >= oldest]
+
+    def _oldest(self) -> int:
+        with contextlib.suppress(LogNotFound):
+            return self.begins
+        return 0
+
+    def _all_snapshots(self) -> list[int]:
+        return _versions(self.store.names("snapshots"), ".safetensors")
+
+    def _all_updates(self) -> list[int]:
+        return _versions(self.store.names("updates"), ".eg")
+
+    def _all_folds(self) -> list[tuple[int, int]]:
         names = (re.fullmatch(r"folds/(\d{12,})-(\d{12,})\.eg", name) for name in self.store.names("folds"))
         return sorted((int(match[1]), int(match[2])) for match in names if match)
 
@@ -373,13 +440,13 @@ class UpdateLog:
         return names
 
     def prunable(self, keep_versions: int, newest: int | None = None) -> list[str]:
-        """The names of what `prune` would delete."""
-        latest, updates = self._own_latest(), self.updates()
+        """The names of what `prune` would delete, older generations' included."""
+        latest, updates = self._own_latest(), self._all_updates()
         if latest is None or not updates:
             return []
         floor = min(latest.snapshot, (updates[-1] if newest is None else newest) - keep_versions)
-        names = [_snapshot_name(version) for version in self.snapshots() if version < floor]
-        names += [_fold_name(first, last) for first, last in self.folds() if first < floor]
+        names = [_snapshot_name(version) for version in self._all_snapshots() if version < floor]
+        names += [_fold_name(first, last) for first, last in self._all_folds() if first < floor]
         return names + [_update_name(version) for version in updates if version <= floor]
 
 
@@ -395,19 +462,16 @@ def _between(update: Update, first: int, last: int, name: str) -> Update:
     return update
 
 
-def _decode_root(data: bytes) -> _Root:
-    try:
-        found = msgspec.json.decode(data, type=_FormatOnly).format
-        if found > FORMAT:
-            raise UnsupportedFormat("evergrad.json", found, FORMAT)
-        root = msgspec.json.decode(data, type=_Root)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptRecord("evergrad.json", str(error)) from error
-    if root.format != FORMAT or not re.fullmatch(r"[0-9a-f]{32}", root.schema):
-        raise CorruptRecord("evergrad.json", f"format {root.format} and schema {root.schema!r}, as no writer writes")
-    if not re.fullmatch(r"[0-9a-f]{16}", root.log) or not 2 <= root.fold_base <= _MAX_FOLD_BASE:
-        raise CorruptRecord("evergrad.json", f"log {root.log!r} and fold base {root.fold_base}, as no writer writes")
-    return root
+def _fits_no_state(snapshot: Snapshot) -> Update:
+    digest = snapshot.state.digest
+    return Update(
+        base_version=snapshot.version - 1, version=snapshot.version, run=snapshot.run, digest_before=digest,
+        schema=short_fingerprint(snapshot.state.schema), digest_after=digest, newest_us=snapshot.newest_us, sections=(),
+    )  # fmt: skip
+
+
+def _named(run: int) -> str:
+    return f"run {run:016x}"
 
 
 def _update_name(version: int) -> str:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from evergrad.errors import NonFiniteLoss, NonFiniteWeights
 from evergrad.gate import Decision, Gate
-from evergrad.history import History
 from evergrad.metrics import Running, Score
-from evergrad.pytorch.publisher import Publisher, PublisherStats
+from evergrad.pytorch.publisher import Publisher
+from evergrad.pytorch.stats import PublisherStats
 from evergrad.pytorch.trainer import Step, Trainer
 from evergrad.stream import Batch
 
@@ -70,19 +70,19 @@ class Loop:
     def __init__(
         self,
         trainer: Trainer,
-        history: History,
+        begun_at: int,
         publisher: Publisher | None,
         gate: Gate | None,
         predict: Predict | None,
         score: Score | None,
         alert: Alert,
     ) -> None:
-        self._trainer, self._history, self._publisher, self._gate = trainer, history, publisher, gate
+        self._trainer, self._publisher, self._gate = trainer, publisher, gate
         self._predict, self._score, self._alert = predict, score, alert
         self._losses, self._scores = Running(), Running()
         self._frozen: dict[str, Any] | None = None
         self._good: tuple[int, dict[str, Any]] | None = None
-        self.begun_at = history.batches
+        self.begun_at = begun_at
 
     @property
     def held(self) -> bool:

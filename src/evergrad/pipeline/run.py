@@ -117,11 +117,10 @@ def run(
             model=model, loss=loss, optimizer=optimizer, history=history, sampler=sampler, trigger=trigger,
             batch_size=batch_size, publisher=publisher, checkpoints=checkpoints, **(training or {}),
         ))  # fmt: skip
-        loop = Loop(trainer, history, publisher, gate, predict, score, _teller(writer, on_alert))
-        for name, part in (("loop", loop), ("records", writer)):
-            if part is not None:
-                trainer.also_keep(name, part)
-        again = trainer.resume(weights=publisher is None or resume is not None)
+        loop = Loop(trainer, history.batches, publisher, gate, predict, score, _teller(writer, on_alert))
+        trainer.also_keep(loop=loop, **({"records": writer} if writer else {}))
+        again = trainer.resume(found, weights=publisher is None or resume is not None)
+        del found, resume  # several copies of the model
         for batch in _all_batches(again, loop, history, stream, clock):
             progress = loop.take(batch)
             extra = observe(progress) if observe else None
@@ -211,9 +210,13 @@ def roll_back(publisher: Publisher, to: int) -> Published | None:
     Raises:
         VersionNotInLog: retention has removed it, or nobody wrote it yet. As `Publisher.publish`.
     """
+    _set_back(publisher, to)
+    return publisher.publish()
+
+
+def _set_back(publisher: Publisher, to: int) -> None:
     publisher.flush()
     publisher.set_weights(state_views(state_at(publisher.log, to).state))
-    return publisher.publish()
 
 
 def retrain_run(settings: Mapping[str, Any], *, version: int, without: Sequence[tuple[int, int]]) -> Published | None:
@@ -260,8 +263,7 @@ def retrain(
     examples = blame(publisher.log, version).examples if version else None
     if version and examples is None:
         raise ConfigError("version", f"{version} does not say which examples it learned from; choose another one")
-    publisher.flush()
-    publisher.set_weights(state_views(state_at(publisher.log, version).state))
+    _set_back(publisher, version)
     for first, last in without:
         trainer.exclude(first, last)
     for batch in trainer.again_from(examples.stop if examples else history.first):

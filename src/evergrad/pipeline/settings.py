@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from evergrad.config import build, build_one_of, import_object, load_toml
 from evergrad.errors import ConfigError
@@ -33,9 +33,6 @@ from evergrad.sampling import (
 )
 from evergrad.stream.files import NpzStream
 from evergrad.trigger import EveryN, EverySeconds, OnDrift, OnLoss
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

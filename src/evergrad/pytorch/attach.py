@@ -10,7 +10,7 @@ pointer) looks at the newest weights after. The price is a second copy of the mo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from evergrad.errors import LogNotFound, LogUnavailable, NotSynced
 from evergrad.log import UpdateLog
 from evergrad.pytorch.bridge import as_numpy, module_tensors, require_cpu, schema_of
 from evergrad.replica import Applied, Replica
@@ -55,10 +56,10 @@ class Attached:
         self.module, self.replica = module, replica
         self._owned = owned
         self._error: Exception | None = None
-        self._targets = _targets(module, replica.schema)
-        with replica.pin():  # no update between the copy and the first one that the callback is told of
+        self._targets: list[list[_Target]] = []  # until the first version
+        self._detach = replica.on_update(self._on_update)  # before the copy, or an update between the two is lost
+        with suppress(NotSynced), replica.pin():
             self._copy_all()
-            self._detach = replica.on_update(self._on_update)
 
     @property
     def version(self) -> int:
@@ -83,6 +84,8 @@ class Attached:
         Any number of threads may pin at once, and inside another pin.
 
         Raises:
+            NotSynced: no version yet; the module's weights are its own.
+            SchemaMismatch: the log, which came later than this, is of another model. Nothing was written.
             Exception: what kept the newest update from being written (a tensor was moved or resized); the module may
                 hold a part of it, until the next update writes everything.
         """
@@ -119,6 +122,7 @@ class Attached:
         self._error = None
 
     def _copy_all(self) -> None:
+        self._targets = self._targets or _targets(self.module, self.replica.schema)
         for targets, array in zip(self._targets, self.replica.state.arrays, strict=True):
             for target in targets:
                 target.fill(array)
@@ -131,7 +135,9 @@ class Attached:
                 target.write(positions[first:last], values[first:last])
 
 
-def attach(module: nn.Module, log_or_replica: str | UpdateLog | Replica, *, follow: bool = True) -> Attached:
+def attach(
+    module: nn.Module, log_or_replica: str | UpdateLog | Replica, *, follow: bool = True, must_exist: bool = True
+) -> Attached:
     """Keeps `module` fresh in place: the newest version now, and each later update as it arrives.
 
     The module's parameters and buffers keep their memory. Each update writes only the elements that it touched, whole
@@ -150,10 +156,12 @@ def attach(module: nn.Module, log_or_replica: str | UpdateLog | Replica, *, foll
             that others use too, which stays theirs to close.
         follow: whether to let the replica follow its log in the background; otherwise `attached.replica.sync()` moves
             the module.
+        must_exist: whether the log must hold a version now. Otherwise a server may start before its trainer: until
+            there is a version, `pin` raises NotSynced.
 
     Raises:
         SchemaMismatch: the log is of another model, or the module is not on the CPU. Nothing was written.
-        LogNotFound, LogUnavailable, NotSynced: there is no first version.
+        LogNotFound, LogUnavailable, NotSynced: there is no version yet, where it must exist.
 
     Example:
         >>> import evergrad, torch
@@ -168,9 +176,13 @@ def attach(module: nn.Module, log_or_replica: str | UpdateLog | Replica, *, foll
     owned = not isinstance(log_or_replica, Replica)
     require_cpu(module)
     replica = Replica(log_or_replica) if not isinstance(log_or_replica, Replica) else log_or_replica
-    replica.schema.require(schema_of(module))
-    if replica.stats().version is None:
-        replica.sync()
+    try:
+        replica.schema.require(schema_of(module))
+        if replica.stats().version is None:
+            replica.sync()
+    except (LogNotFound, LogUnavailable, NotSynced):
+        if must_exist:
+            raise
     attached = Attached(module, replica, owned=owned)
     if follow:
         replica.follow()
@@ -178,7 +190,8 @@ def attach(module: nn.Module, log_or_replica: str | UpdateLog | Replica, *, foll
 
 
 def _targets(module: nn.Module, schema: Schema) -> list[list[_Target]]:
-    """The module's tensors by group of the schema, each group's in the order of its flat array."""
+    """The module's tensors by group of the schema, each group's in the order of its flat array; or SchemaMismatch."""
+    schema.require(schema_of(module))
     arrays = {found.name: as_numpy(found.tensor) for found in module_tensors(module)[0]}
     groups: list[list[_Target]] = []
     for group in schema.groups:

@@ -107,6 +107,11 @@ def as_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return array
 
 
+def tensor_over(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Over the same memory; a copy of an array that is read-only, such as a file's, which torch would warn of."""
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
+
+
 def as_tensor(array: npt.NDArray[Any], spec: TensorSpec) -> torch.Tensor:
     """The inverse of `as_numpy`, in the shape of `spec`; shares the array's memory."""
     return as_flat(array, spec.dtype).view(spec.shape)
@@ -185,7 +190,7 @@ class ReplicaModule:
         with self.replica.pin() as version, torch.inference_mode():
             if not self._attached:
                 self._attach()
-            outputs: npt.NDArray[Any] = self._module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+            outputs: npt.NDArray[Any] = self._module(tensor_over(x)).numpy()
             return outputs, version
 
     def _attach(self) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import xxhash
 
-from evergrad.errors import CheckpointDamaged, ConfigError
+from evergrad.errors import CheckpointDamaged, ConfigError, HistoryUnavailable
 from evergrad.pytorch.bridge import as_numpy, as_tensor, dtype_name
 from evergrad.replica.cache import write_file
 from evergrad.schema import RESERVED_NAME, STORAGE, TensorSpec
@@ -52,7 +52,7 @@ class Checkpoints:
         self.path, self.every = Path(path), every
         self._keep, self._background = keep, background
         self._thread: threading.Thread | None = None
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for stray in self.path.glob(".*.safetensors-*"):
@@ -80,7 +80,8 @@ class Checkpoints:
         Args:
             number: larger than those before; one of the same number is replaced.
             tree: see `Stateful`.
-            before: called before the checkpoint is in its place, on the thread that writes it.
+            before: called before the checkpoint is in its place, on the thread that writes it; where it raises OSError
+                or HistoryUnavailable, that is a disk that refuses, too.
             after: called there when it is, with the numbers of all that are kept.
         """
         pieces = list(_pieces(tree))
@@ -132,14 +133,17 @@ class Checkpoints:
             checksum.update(piece)
         try:
             before()
-            write_file(
-                self.path / f"{number:012d}-{checksum.hexdigest()}.safetensors", (memoryview(piece) for piece in pieces)
-            )
-            for _, path in self._found()[: -self._keep]:
-                path.unlink(missing_ok=True)
+            written = self.path / f"{number:012d}-{checksum.hexdigest()}.safetensors"
+            write_file(written, pieces)
+            found = self._found()
+            older = [path for other, path in found if other < number]
+            kept = {written, *older[max(0, len(older) + 1 - self._keep) :]}
+            for _, path in found:
+                if path not in kept:
+                    path.unlink(missing_ok=True)
             after([other for other, _ in self._found()])
             self.failure = None
-        except OSError as error:
+        except (OSError, HistoryUnavailable) as error:
             self.failure = error
             logger.warning("no checkpoint was written at %d: %s; training goes on without", number, error)
 

@@ -11,7 +11,6 @@ alone. Without Triton or numba torch does it (`mover.ReferenceMover`), and moves
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +26,7 @@ from evergrad.pytorch.mover import (
     ReferenceMover,
     ValuesAs,
     move_best,
+    say_that_torch_selects,
     transposed_shape,
     written,
 )
@@ -34,7 +34,6 @@ from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Selector
 from evergrad.pytorch.tables import Table
 from evergrad.update import State, Values
 
-logger = logging.getLogger(__name__)
 TRITON = importlib.util.find_spec("triton") is not None
 _SPARE = 1024
 _MOST_TRANSPOSED = 1 << 31
@@ -164,11 +163,12 @@ class DeviceMover:
             self._check_finite()
             return self._reference.move(k)
         positions, masters = self._scan.found(count)
-        moves = masters - self._state.arrays[self._group][positions]
+        olds = self._state.arrays[self._group][positions]
+        moves = masters - olds
         if self._values == "exact":
             moved, least = self._set_best(positions, masters, moves, k)
         else:
-            moved, least = move_best(self._state, self._group, positions, moves, count, k)
+            moved, least = move_best(self._state, self._group, positions, moves, olds, count, k)
         self._aim.reach(least)
         return moved
 
@@ -188,7 +188,7 @@ class DeviceMover:
     ) -> tuple[Moved | None, float]:
         from evergrad.pytorch import kernels
 
-        best, _, least = kernels.best(positions, moves, len(positions), k)
+        best, _, _, least = kernels.best(positions, moves, moves, len(positions), k)
         if not len(best):
             return None, 0.0
         values = masters[np.searchsorted(positions, best)]
@@ -216,9 +216,7 @@ def make_device_mover(
     if not any(pair.master.numel() for pair in found):
         return reference
     if not runs_on(flat.device):
-        logger.warning(
-            "Triton (3.3 or later) or numba is not there for %s: torch selects, which is slower", flat.device
-        )
+        say_that_torch_selects(f"Triton (3.3 or later) or numba is not there for {flat.device}")
         return reference
     return DeviceMover(found, state, flat, check_finite, reference, values)
 

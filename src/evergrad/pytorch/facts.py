@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from evergrad.pytorch.cuda import runs_on
 from evergrad.pytorch.mover import COMPILED
 
 
@@ -29,9 +30,17 @@ def facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "devices": devices,
+        "device_kernels": _has_device_kernels(),
         "compiler_error": error,
         "cache": cache,
     }
+
+
+def _has_device_kernels() -> bool:
+    try:
+        return runs_on(torch.device("cuda"))
+    except Exception:  # a broken Triton is as good as none
+        return False
 
 
 if __name__ == "__main__":

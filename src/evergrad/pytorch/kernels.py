@@ -83,7 +83,7 @@ def _kth_largest(keys: Any, k: int) -> Any:
 
 
 @compiled
-def _keep_best(positions: Any, moves: Any, count: int, k: int, keys: Any) -> Any:
+def _keep_best(positions: Any, moves: Any, olds: Any, count: int, k: int, keys: Any) -> Any:
     """Moves the k largest |moves| to the front, in order, of equal ones the first; gives the smallest of them."""
     for j in range(count):
         keys[j] = _order(moves[j]) << 32 | (0xFFFFFFFF - j)
@@ -91,7 +91,7 @@ def _keep_best(positions: Any, moves: Any, count: int, k: int, keys: Any) -> Any
     kept = 0
     for j in range(count):
         if keys[j] >= least:
-            positions[kept], moves[kept] = positions[j], moves[j]
+            positions[kept], moves[kept], olds[kept] = positions[j], moves[j], olds[j]
             kept += 1
     return np.uint32(least >> 32).view(np.float32)
 
@@ -133,27 +133,28 @@ def _any_above(ours: Any, theirs: Any, limit: Any) -> Any:
 
 
 @compiled
-def _collect(ours: Any, theirs: Any, limit: Any, start: int, positions: Any, moves: Any, count: int) -> Any:
+def _collect(ours: Any, theirs: Any, limit: Any, start: int, positions: Any, moves: Any, olds: Any, count: int) -> Any:
     """Appends what is above the limit; gives the new count, -1 where something is not finite."""
     for i in range(len(ours)):
         move = ours[i] - theirs[i]
         if not (abs(move) <= limit):
             if not np.isfinite(move):
                 return -1
-            positions[count], moves[count] = start + i, move
+            positions[count], moves[count], olds[count] = start + i, move, theirs[i]
             count += 1
     return count
 
 
 @compiled
-def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any) -> Any:
+def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any, olds: Any) -> Any:
     """Collects the elements of `units` whose |master - deployed| is above a threshold that rises as they fill up.
 
     Args:
         units: int64 [n, 6]: address of the master's elements, position in `deployed`, length, and, where the master
             lies transposed, its channels, inner size and first channel (else 0).
         deployed: float32, flat.
-        positions, moves: where candidates go; longer than k.
+        positions, moves, olds: where candidates go, with their distances and deployed values; longer than k. To read
+            these here costs nothing, and later a wait for memory each.
 
     Returns:
         How many candidates there are, how many there have been, and the first unit that holds a master that is not
@@ -172,25 +173,25 @@ def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, mo
             if not _any_above(ours, theirs, limit):
                 continue
             if count + len(ours) > len(positions):
-                limit = np.float32(max(limit, _keep_best(positions, moves, count, k, keys)))
+                limit = np.float32(max(limit, _keep_best(positions, moves, olds, count, k, keys)))
                 seen += count - k
                 count = k
-            count = _collect(ours, theirs, limit, start + block, positions, moves, count)
+            count = _collect(ours, theirs, limit, start + block, positions, moves, olds, count)
             if count < 0:
                 return count, seen, number
     return count, seen + count, -1
 
 
 @compiled
-def best(positions: Any, moves: Any, count: int, k: int) -> Any:
+def best(positions: Any, moves: Any, olds: Any, count: int, k: int) -> Any:
     """The best k of `count` candidates, in index order, in arrays of their own, and the smallest |move| among them."""
-    chosen, sizes, least = positions[:count].copy(), moves[:count].copy(), np.float32(0)
+    chosen, sizes, own, least = positions[:count].copy(), moves[:count].copy(), olds[:count].copy(), np.float32(0)
     if count > k:
-        least = _keep_best(chosen, sizes, count, k, np.empty(count, np.int64))
-        chosen, sizes = chosen[:k].copy(), sizes[:k].copy()
+        least = _keep_best(chosen, sizes, own, count, k, np.empty(count, np.int64))
+        chosen, sizes, own = chosen[:k].copy(), sizes[:k].copy(), own[:k].copy()
     elif count == k:
         least = np.abs(sizes).min()
-    return chosen, sizes, least
+    return chosen, sizes, own, least
 
 
 @compiled
@@ -209,7 +210,7 @@ def _is_closer(move: Any, old: Any, scale: Any) -> Any:
 
 
 @compiled
-def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
+def _even_step(positions: Any, moves: Any, olds: Any) -> Any:
     """`select.even_step`: what is kept comes to the front, in order; gives how many, and the scale."""
     count, scale = len(positions), np.float32(0)
     while count:
@@ -220,7 +221,7 @@ def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
         scale = np.float32(total / count)
         closer, equal = 0, 0
         for j in range(count):
-            closer += _is_closer(moves[j], deployed[positions[j]], scale)
+            closer += _is_closer(moves[j], olds[j], scale)
             equal += abs(moves[j]) == largest
         if closer == count:
             return count, scale
@@ -228,37 +229,35 @@ def _even_step(positions: Any, moves: Any, deployed: Any) -> Any:
             return 0, scale
         kept = 0
         for j in range(count):
-            if _is_closer(moves[j], deployed[positions[j]], scale) if closer else abs(moves[j]) == largest:
-                positions[kept], moves[kept] = positions[j], moves[j]
+            if _is_closer(moves[j], olds[j], scale) if closer else abs(moves[j]) == largest:
+                positions[kept], moves[kept], olds[kept] = positions[j], moves[j], olds[j]
                 kept += 1
         count = kept
     return 0, scale
 
 
 @compiled
-def move(positions: Any, moves: Any, count: int, k: int, deployed: Any, first: int) -> Any:
+def move(positions: Any, moves: Any, olds: Any, count: int, k: int, deployed: Any, first: int) -> Any:
     """Moves `deployed` towards the master by one even step at the best k of all candidates.
 
     Args:
-        positions, moves, count: what `scan` found.
+        positions, moves, olds, count: what `scan` found.
         first: the flat index of the first element of `deployed`.
 
     Returns:
         positions, old and new values, whether each moved down, scale, the shift of the digest (modulo 2^64), and the
         smallest |move| among the best k (0 where there were fewer).
     """
-    chosen, sizes, least = best(positions, moves, count, k)
-    kept, scale = _even_step(chosen, sizes, deployed)
-    chosen = chosen[:kept]
-    old, new, negative = np.empty(kept, np.float32), np.empty(kept, np.float32), np.empty(kept, np.bool_)
-    shift = np.uint64(0)
+    chosen, sizes, old, least = best(positions, moves, olds, count, k)
+    kept, scale = _even_step(chosen, sizes, old)
+    chosen, old = chosen[:kept], old[:kept]
+    new, negative, shift = np.empty(kept, np.float32), np.empty(kept, np.bool_), np.uint64(0)
     for j in range(kept):
-        position = chosen[j]
         negative[j] = sizes[j] < 0
-        old[j] = deployed[position]
         new[j] = np.float32(old[j] - scale) if negative[j] else np.float32(old[j] + scale)
-        deployed[position] = new[j]
-        shift += _mix(first + position, new[j]) - _mix(first + position, old[j])
+        shift += _mix(first + chosen[j], new[j]) - _mix(first + chosen[j], old[j])
+    for j in range(kept):  # apart: these wait for memory, which what comes before can be done beside
+        deployed[chosen[j]] = new[j]
     return chosen, old, new, negative, scale, shift, least
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from evergrad.errors import ConfigError, LossRefused, NonFiniteLoss
+from evergrad.pytorch.bridge import tensor_over
 from evergrad.stateful import Stateful
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -82,11 +83,12 @@ class Learner:
             NonFiniteLoss, LossRefused: no step was taken; what the forward pass wrote to buffers stays.
         """
         device = self.device
-        self.model.train()
+        if not self.model.training:  # parts that are kept in evaluation mode stay so
+            self.model.train()
         loss = self._step(x.to(device, non_blocking=True), y.to(device, non_blocking=True)).detach()
         each = loss.double().cpu().numpy() if loss.ndim else None
         self.steps += 1
-        return Learned(float(loss.mean()), each)
+        return Learned(float(loss.mean() if loss.ndim else loss), each)
 
     def _plain_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         self.optimizer.zero_grad()
@@ -135,15 +137,16 @@ class Learner:
 
     def predict(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The model's outputs for a batch of inputs, in evaluation mode."""
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.inference_mode(), self._casting(self.device):
-                outputs = self.model(torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
+                outputs = self.model(tensor_over(x).to(self.device))
                 found: npt.NDArray[Any] = outputs.float().cpu().numpy() if self._autocast else outputs.cpu().numpy()
                 return found
         finally:
-            self.model.train(training)
+            for module in training:
+                module.training = True
 
     def losses_of(
         self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
@@ -154,7 +157,7 @@ class Learner:
             each: of each example, even where the loss gives means: it is then asked for one example at a time.
         """
         with torch.inference_mode():
-            given, labels = torch.from_numpy(np.ascontiguousarray(outputs)), torch.from_numpy(np.ascontiguousarray(y))
+            given, labels = tensor_over(outputs), tensor_over(y)
             loss = self._loss_of(given, labels)
             if each and not loss.ndim and len(given) > 1:
                 loss = self._each(given, labels)

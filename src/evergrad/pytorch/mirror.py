@@ -1,12 +1,12 @@
-"""A copy of the deployed weights on the model's device, where its forward passes see it.
+"""A copy of a state on a model's device, where its forward passes see it: of a publisher's, or of a replica's.
 
-The state in the host's memory stays the published truth: what moves is worked out there, and its elements are written
-to the copy, as bits, on the stream that the training runs on.
+The state in the host's memory stays the truth: what moves is worked out there, and its elements are written to the
+copy, as bits, on the stream that the model runs on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from evergrad.errors import WeightsChanged
 from evergrad.pytorch.bridge import as_flat, as_numpy, views_of
 from evergrad.update import Change, State
+from evergrad.update.digest import Array, Indices
 
 
 class Mirror:
@@ -41,10 +42,22 @@ class Mirror:
     def write(self, change: Change) -> None:
         """Writes a change that the state has been through."""
         for part in change.parts:
-            dtype = self._numbers.get(part.group)
-            if dtype is not None and len(part.positions):
-                positions = self._sent(torch.from_numpy(part.positions.astype(np.int64, copy=False)))
-                self.flat[dtype].index_copy_(0, positions, self._sent(as_flat(part.new, dtype)))
+            self._put(part.group, part.positions, part.new)
+
+    def refresh(self, touched: Iterable[tuple[int, Indices]] | None = None) -> None:
+        """Reads elements anew from the state: (number of the group, positions in it); None: all."""
+        if touched is None:
+            for number, dtype in self._numbers.items():
+                self.flat[dtype].copy_(as_flat(self._state.arrays[number], dtype))
+            return
+        for number, positions in touched:
+            self._put(number, positions, self._state.arrays[number][positions])
+
+    def _put(self, number: int, positions: Indices, values: Array) -> None:
+        dtype = self._numbers.get(number)
+        if dtype is not None and len(positions):
+            at = self._sent(torch.from_numpy(positions.astype(np.int64, copy=False)))
+            self.flat[dtype].index_copy_(0, at, self._sent(as_flat(values, dtype)))
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor

@@ -14,7 +14,7 @@ from evergrad.errors import ConfigError
 from evergrad.history import History
 from evergrad.pytorch.bridge import batch_tensors
 from evergrad.sampling import Sampler
-from evergrad.stateful import Stateful, load_all
+from evergrad.stateful import Stateful, load_all, states_of
 
 Ids = npt.NDArray[np.int64]
 Columns = dict[str, Any]
@@ -130,10 +130,12 @@ class Mixer:
         While batches are learned from again, those count that were excluded then.
         """
         ahead = None if self._ahead is None else (self._ahead[0], self._ahead[1].result())
-        transforms = {name: part.state_dict() for name, part in self._stateful().items()}
         return {
-            "sampler": self.sampler.state_dict(), "transforms": transforms, "ahead": ahead, "excluded": self._excluded,
-        }  # fmt: skip
+            "sampler": self.sampler.state_dict(),
+            "transforms": states_of(self._stateful()),
+            "ahead": ahead,
+            "excluded": self._excluded,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Draws on from there."""

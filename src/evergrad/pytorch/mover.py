@@ -139,12 +139,19 @@ class Aim:
 
 
 def move_best(
-    state: State, group: int, positions: Indices, moves: npt.NDArray[np.float32], count: int, k: int
+    state: State,
+    group: int,
+    positions: Indices,
+    moves: npt.NDArray[np.float32],
+    olds: npt.NDArray[np.float32],
+    count: int,
+    k: int,
 ) -> tuple[Moved | None, float]:
     """Moves one float32 group of `state` by an even step at the best k of all candidates, by compiled code.
 
     Args:
-        positions, moves: the candidates' places in the group, ascending, and distances; the first `count` count.
+        positions, moves, olds: the candidates' places in the group, ascending, distances and deployed values; the first
+            `count` count.
 
     Returns:
         What moved, None where nothing did; and the smallest |move| among the best k, 0 where there were fewer.
@@ -152,7 +159,7 @@ def move_best(
     from evergrad.pytorch import kernels
 
     first = state.schema.groups[group].start
-    found = kernels.move(positions, moves, count, k, state.arrays[group], first)
+    found = kernels.move(positions, moves, olds, count, k, state.arrays[group], first)
     positions, old, new, negative, scale, shift, least = found
     if not len(positions):
         return None, float(least)
@@ -189,7 +196,7 @@ class CompiledMover:
         ]
         # Without tables every step scans the same.
         self._all = np.empty((0, 6), np.int64) if tables else self._units_due()
-        self._positions, self._moves = np.empty(0, np.int64), np.empty(0, np.float32)
+        self._make_room(0)
 
     def _units(self, pair: Pair) -> npt.NDArray[np.int64]:
         """Runs of elements as the kernel scans them: see `kernels.scan`."""
@@ -240,10 +247,10 @@ class CompiledMover:
             self._check_finite()
             return self._reference.move(k)
         if self._values == "exact":
-            best, moves, least = self._kernels.best(self._positions, self._moves, count, k)
+            best, moves, _, least = self._kernels.best(self._positions, self._moves, self._olds, count, k)
             moved = self._reference.write(self._pairs, best + self._first, moves)
         else:
-            moved, least = move_best(self._state, self._group, self._positions, self._moves, count, k)
+            moved, least = move_best(self._state, self._group, self._positions, self._moves, self._olds, count, k)
         self._aim.reach(float(least))
         return moved
 
@@ -255,13 +262,17 @@ class CompiledMover:
         again = self._scan(k, self._aim.below(self._aim.threshold))
         return self._scan(k, 0.0) if 0 <= again < k else again
 
+    def _make_room(self, room: int) -> None:
+        self._positions, self._moves = np.empty(room, np.int64), np.empty(room, np.float32)
+        self._olds = np.empty(room, np.float32)
+
     def _scan(self, k: int, threshold: float) -> int:
         """How many candidates are in the buffers; -1 where something is not finite."""
         room = k + k // 2 + _SPARE
         if len(self._positions) < room:
-            self._positions, self._moves = np.empty(room, np.int64), np.empty(room, np.float32)
+            self._make_room(room)
         count, self._seen, bad = self._kernels.scan(
-            self._all, self._deployed, threshold, k, self._positions, self._moves
+            self._all, self._deployed, threshold, k, self._positions, self._moves, self._olds
         )
         return -1 if bad >= 0 else int(count)
 
@@ -305,12 +316,12 @@ def make_mover(
     if not plain or not found or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not COMPILED:
-        _say_that_torch_selects()
+        say_that_torch_selects("numba is not installed: pip install numba")
         return reference
     return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found))
 
 
 @functools.cache
-def _say_that_torch_selects() -> None:
+def say_that_torch_selects(why: str) -> None:
     """Once in a process: every publisher in it does the same."""
-    logger.warning("numba is not installed: selection is done by torch, which is slower; pip install numba")
+    logger.warning("torch selects, which is slower: %s", why)

@@ -13,30 +13,39 @@ Cordonnier, Jaggi 2018, "Sparsified SGD with Memory"):
 from __future__ import annotations
 
 import logging
+import operator
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from evergrad.errors import OptimizerAttached
+from evergrad.errors import LogUnavailable, OptimizerAttached
 from evergrad.log import UpdateLog, open_log
 from evergrad.pytorch.begin import begin
-from evergrad.pytorch.bridge import schema_of, state_views
-from evergrad.pytorch.cast import CastMover
-from evergrad.pytorch.cuda import make_device_mover
-from evergrad.pytorch.mover import Moved, Mover, ValuesAs, make_mover, written
+from evergrad.pytorch.bridge import state_views
+from evergrad.pytorch.generation import begin_generation, is_of, renewed
+from evergrad.pytorch.mover import Moved, ValuesAs, written
+from evergrad.pytorch.movers import mover_for
 from evergrad.pytorch.pending import Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
-from evergrad.pytorch.settings import Forward, amount_for, check_bounds, check_optimizer, check_settings, range_of
+from evergrad.pytorch.settings import (
+    Forward,
+    amount_again,
+    amount_for,
+    check_bounds,
+    check_optimizer,
+    check_settings,
+    range_of,
+)
+from evergrad.pytorch.stats import PublisherStats
 from evergrad.pytorch.weights import Weights, require_finite
-from evergrad.pytorch.writer import Keeping, Published, Writer
+from evergrad.pytorch.writer import Head, Keeping, Published, Writer
 from evergrad.stateful import Stateful
 from evergrad.update import Change, Section, State, hull
 
@@ -46,42 +55,17 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakK
 _MOST_WAITING_FRACTION = 1 / 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublisherStats:
-    """What a publisher has done so far.
-
-    Attributes:
-        full_push_bytes: what one dense push of the model would cost.
-        select_s, encode_s, append_s: seconds in all that went into choosing and moving elements, coding updates, and
-            writing them and their folds to the log; the last two beside training where the publisher has a thread. On
-            a GPU `select_s` holds the wait for the step itself.
-        waiting: published runs that are not in the log yet.
-        unavailable: why the log cannot be written to at present; None: it can.
-    """
-
-    version: int = 0
-    digest: int = 0
-    updates: int = 0
-    update_bytes: int = 0
-    snapshot_bytes: int = 0
-    full_push_bytes: int = 0
-    select_s: float = field(default=0.0, compare=False)
-    encode_s: float = field(default=0.0, compare=False)
-    append_s: float = field(default=0.0, compare=False)
-    waiting: int = 0
-    unavailable: str | None = None
-
-    @property
-    def fraction_of_full_pushes(self) -> float:
-        """Bytes of the updates, as a fraction of as many dense pushes; 0 where there was none."""
-        return self.update_bytes / max(1, self.full_push_bytes * self.updates)
-
-
 class Publisher:
     """Attaches to an optimizer, and publishes what it does to a model.
 
     A log that exists is continued from its head: replicas need not restart. Weights that differ from the head's are
     published at once, as one update of absolute values.
+
+    A model may gain and lose tensors: where the optimizer was given others since its last step, and the model has
+    others too, the log goes on before that step as a new generation, of the new schema, with the next version. What has
+    moved until then is the last version of the old one, at which its replicas stay. Parameters that stay keep what was
+    deployed of them; new ones, and all buffers, are deployed as they are. A publisher of a model that its log was of
+    before, or was about to be, takes it on in the same way.
 
     Args:
         model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
@@ -120,7 +104,8 @@ class Publisher:
 
     Raises:
         ConfigError: a setting out of range. OptimizerAttached: close the other publisher first.
-        SchemaMismatch: the log is of another model. LogUnavailable, WriterConflict: see there.
+        SchemaMismatch: the log is of another model, and never was of this one. LogUnavailable, WriterConflict: see
+            there.
         NonFiniteWeights: the model holds NaN or infinity (step 0).
     """
 
@@ -151,55 +136,56 @@ class Publisher:
         check_settings(forward, values, buffer_tolerance, snapshot_every)
         check_bounds(snapshot_every_bytes, keep_versions, every_steps)
         check_optimizer(model, optimizer, forward)
-        self._amount = amount_for(model, values, density=density, k=k, budget=budget, quality=quality)
+        self._pace = {"density": density, "k": k, "budget": budget, "quality": quality}
+        self._amount = amount_for(model, values, **self._pace)
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
         if optimizer is not None and optimizer in _attached:
             raise OptimizerAttached(_attached[optimizer])
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._factory = model, optimizer, factory
         self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
         self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
-        self._cast, self._parameters = torch.bfloat16 if values == "bf16" else None, 0
+        self._cast = torch.bfloat16 if values == "bf16" else None
         self._at_publish = optimizer is None or values == "bf16"
-        begun = begin(self._log, model, factory, self._cast, resume if not background else None)
-        self._state = begun.state
-        self._pending = self._nothing()
-        self._weights = self._make_weights(forward)
-        self._selector = selector or GlobalTopK()
-        self._mover = self._make_mover(self._selector, values)
+        self._forward, self._values, self._selector = forward, values, selector or GlobalTopK()
         self._sent: deque[tuple[int, int]] = deque()
         self._last: Change | None = None
-        self._due, self._on_published = 0, on_published
-        nbytes = self._state.schema.nbytes
-        keeping = Keeping(
-            snapshot_every=snapshot_every,
-            snapshot_every_bytes=nbytes if snapshot_every_bytes is None else snapshot_every_bytes,
-            keep_versions=keep_versions,
+        self._due, self._on_published, self._background = 0, on_published, background
+        self._keeping = Keeping(
+            snapshot_every=snapshot_every, snapshot_every_bytes=snapshot_every_bytes, keep_versions=keep_versions
         )
-        head, note, check = begun.head, self._note, self._weights.check_copy
-        self._writer = Writer(
-            self._log, self._state, head, begun.run, keeping, background=background, on_published=note, check=check
-        )
-        # Not at exit: what runs there may still close this publisher, which needs the thread.
-        weakref.finalize(self, self._writer.end_soon).atexit = False
+        self._stepped: list[Any] = []
+        self._unfinished = False  # whether a generation has taken a version of the log, and has not begun
+        begun = begin(self._log, model, factory, self._cast, resume if not background else None)
+        self._run = begun.run
+        self._build(begun.state, begun.head)
         self._writer.written.snapshot_bytes = begun.snapshot_bytes
         self._attach(resume, begun.exact)
+
+    def _build(self, state: State, head: Head) -> None:
+        """Makes all that belongs to one structure of the model."""
+        self._state = state
+        self._pending = self._nothing()
+        self._weights = self._make_weights(self._forward)
+        self._mover = mover_for(self._model, self._weights, state, self._selector, self._values, lambda: self._steps)
+        self._writer = Writer(
+            self._log, state, head, self._run, self._keeping,
+            background=self._background, on_published=self._note, check=self._weights.check_copy,
+        )  # fmt: skip
+        # Not at exit: what runs there may still close this publisher, which needs the thread.
+        weakref.finalize(self, self._writer.end_soon).atexit = False
 
     def _make_weights(self, forward: Forward) -> Weights:
         return Weights(self._model, self._state, closed_loop=forward == "deployed")
 
-    def _make_mover(self, selector: Selector, values: ValuesAs) -> Mover:
-        weights = self._weights
-        if values == "bf16":
-            return CastMover(weights.floating, weights.deployed, self._state, lambda: self._steps)
-        check = lambda: weights.check_finite(self._steps)  # noqa: E731
-        if weights.mirror is not None:
-            flat = weights.mirror.flat.get("F32")
-            return make_device_mover(weights.pairs, self._state, flat, check, selector, values)
-        return make_mover(weights.pairs, self._state, check, selector, values, self._model)
-
     def _nothing(self) -> Pending:
         return Pending(self._state.schema, int(self._state.schema.elements * _MOST_WAITING_FRACTION))
+
+    def _take_apart(self) -> None:
+        for table in self._mover.tables:
+            table.close()
+        self._writer.close()
+        self._weights.show_master()
 
     def _attach(self, resume: Mapping[str, Any] | None, exact: bool) -> None:
         self._attached, self._hooks = True, list[RemovableHandle]()
@@ -261,13 +247,33 @@ class Publisher:
             table.before_step()
 
     def _check_structure(self) -> None:
-        """Raises SchemaMismatch where the optimizer was given a parameter that is not in the log."""
+        """Begins a new generation where the optimizer was given other parameters, and the model has others too."""
         if self._optimizer is None:
             return
-        count = sum(len(group["params"]) for group in self._optimizer.param_groups)
-        if count != self._parameters:
-            self._state.schema.require(schema_of(self._model, self._cast))
-            self._parameters = count
+        stepped = [p for group in self._optimizer.param_groups for p in group["params"]]
+        same = len(stepped) == len(self._stepped) and all(map(operator.is_, stepped, self._stepped))
+        if self._unfinished or not (same or is_of(self._model, self._weights, self._state.schema, self._cast)):
+            self._begin_anew()
+        self._stepped = stepped
+
+    def _begin_anew(self) -> None:
+        if not self._unfinished:
+            examples = self._pending.examples
+            self.flush()
+            if self._writer.waiting:
+                raise LogUnavailable(self._log.url, "what moved while it was gone is not in it yet")
+            self._pending.examples = examples  # of the coming step, if `hold` told them
+        amount = amount_again(self._amount, self._model, self._values, self._pace)
+        state = renewed(self._model, self._weights, self._cast)
+        self._unfinished = True
+        head, size = begin_generation(self._log, state, self._writer.head, self._run, self._factory)
+        examples, written = self._pending.examples, self._writer.written
+        self._take_apart()
+        self._build(state, head)
+        self._amount, self._pending.examples, self._writer.written = amount, examples, written
+        written.snapshot_bytes += size
+        self._weights.show_own()
+        self._unfinished = False
 
     def _after_step(self) -> None:
         self._steps += 1
@@ -334,7 +340,7 @@ class Publisher:
             "sent": list(self._sent),
             "due": self._due,
             "pending": self._pending.state_dict(),
-            "log": self._writer.position(),
+            "log": self._writer.position() | ({"head": None} if self._unfinished else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -408,6 +414,8 @@ class Publisher:
         self._pending.examples = hull((self._pending.examples, told))
         if hold:
             return None
+        if self._unfinished:
+            self._begin_anew()
         self._weights.check_untouched()
         if self._at_publish:
             self._move()
@@ -472,10 +480,7 @@ class Publisher:
             hook.remove()
         if self._optimizer is not None:
             _attached.pop(self._optimizer, None)
-        for table in self._mover.tables:
-            table.close()
-        self._writer.close()
-        self._weights.show_master()
+        self._take_apart()
 
     def close(self) -> None:
         """Publishes what has moved, waits until it is in the log, and detaches."""

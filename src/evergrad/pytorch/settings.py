@@ -30,6 +30,15 @@ def amount_for(model: nn.Module, values: ValuesAs, **settings: Any) -> Amount:
     return amount_of(max(1, elements), **given)
 
 
+def amount_again(before: Amount, model: nn.Module, values: ValuesAs, pace: dict[str, Any]) -> Amount:
+    """What goes on from `before` where the model has other elements: at most all of them, where `k` is more."""
+    elements = sum(parameter.numel() for parameter in model.parameters() if parameter.is_floating_point())
+    k = pace["k"]
+    amount = amount_for(model, values, **pace | {"k": None if k is None else min(k, max(1, elements))})
+    amount.load_state_dict(before.state_dict())
+    return amount
+
+
 def check_settings(forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
     if values == "bf16" and forward != "master":
         raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")

@@ -25,7 +25,7 @@ from evergrad.pytorch.mixing import Ids, Mixer, Transform
 from evergrad.pytorch.publisher import Publisher
 from evergrad.pytorch.writer import Published
 from evergrad.sampling import Feedback, Sampler
-from evergrad.stateful import Stateful, load_all
+from evergrad.stateful import Stateful, load_all, states_of
 from evergrad.stream import Batch
 from evergrad.trigger import News, Trigger
 
@@ -132,6 +132,8 @@ class Trainer:
         """When the newest example that it has taken in arrived, as the history has it, seconds since 1970; 0: none."""
         if self._end <= self._history.first:
             return 0.0
+        if self._end == self._history.end:
+            return self._history.newest_us / 1e6
         return float(self._history.arrived_us(np.array([self._end - 1]))[0]) / 1e6
 
     def predict(self, x: npt.NDArray[Any], weights: Mapping[str, torch.Tensor] | None = None) -> npt.NDArray[Any]:
@@ -217,7 +219,7 @@ class Trainer:
         return {
             "model": dict(model.named_buffers()) if self._publisher else model.state_dict(),
             "publisher": self._publisher.state_dict() if self._publisher else None,
-            "learner": {name: part.state_dict() for name, part in self.learner.parts().items()},
+            "learner": states_of(self.learner.parts()),
         }
 
     def go_back(self, weights: Mapping[str, Any]) -> None:
@@ -236,9 +238,9 @@ class Trainer:
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def also_keep(self, name: str, part: Stateful) -> None:
-        """A checkpoint keeps this too; it goes on from there after all that the trainer has of its own."""
-        self._others[name] = part
+    def also_keep(self, **parts: Stateful) -> None:
+        """A checkpoint keeps these too; they go on from there after all that the trainer has of its own, in order."""
+        self._others |= parts
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Writes a checkpoint where one is due, or `now`; beside training, and one at a time."""
@@ -259,13 +261,14 @@ class Trainer:
         self._first_at = {number: first for number, first in self._first_at.items() if number in kept}
         self._history.keep_from = min(self._first_at.values())
 
-    def resume(self, *, weights: bool = True) -> Iterator[Batch]:
+    def resume(self, found: tuple[int, Any] | None = None, *, weights: bool = True) -> Iterator[Batch]:
         """Goes back to the newest checkpoint, and gives the batches that came after it, to be learned from again.
 
         Where there is none yet, one is made now: nothing is ever learned from before a checkpoint is there. The
         publisher of this trainer is made with the same checkpoint (`Publisher`, `resume`).
 
         Args:
+            found: the newest checkpoint, where the caller has read it already.
             weights: False leaves the model as it is, and learns from nothing again: somebody has published newer
                 weights, which the publisher was made with.
 
@@ -273,7 +276,8 @@ class Trainer:
             CheckpointDamaged: there are some, and none can be read.
             HistoryDamaged: the history ends before the checkpoint.
         """
-        found = self._checkpoints.newest() if self._checkpoints else None
+        if found is None and self._checkpoints is not None:
+            found = self._checkpoints.newest()
         if found is None:
             self.checkpoint(now=True)
             if self._checkpoints is not None:
@@ -317,7 +321,7 @@ class Trainer:
             "end": self._end,
             "learned": self._learned,
             "first_at": dict(self._first_at),
-            "parts": {name: part.state_dict() for name, part in self._own_parts().items()},
+            "parts": states_of(self._own_parts()),
             "random": _random_states(),
         }
 

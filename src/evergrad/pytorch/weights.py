@@ -10,14 +10,14 @@ storage: forward passes write to it; the deployed copy follows when a publisher 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
 from evergrad.errors import SchemaMismatch, WeightsChanged
-from evergrad.pytorch.bridge import device_of, module_tensors, state_views
+from evergrad.pytorch.bridge import ModuleTensor, device_of, module_tensors, state_views
 from evergrad.pytorch.buffers import Buffers, bits_differ, check_finite, kind_of, values_where
 from evergrad.pytorch.mirror import Mirror
 from evergrad.pytorch.select import Pair
@@ -42,7 +42,7 @@ class Weights:
     def __init__(self, model: nn.Module, state: State, *, closed_loop: bool, apart: bool | None = None) -> None:
         tensors, _ = module_tensors(model)
         self._model, self._state, self._closed_loop = model, state, closed_loop
-        self.parameters = [t for t in tensors if t.parameter and t.tensor.is_floating_point()]
+        self.parameters = floating_parameters(tensors)
         self.master = {t.name: t.tensor.data for t in self.parameters}
         device = device_of(model)
         apart = device.type != "cpu" if apart is None else apart
@@ -50,7 +50,7 @@ class Weights:
         self.mirror = Mirror(state, device, self._dtypes()) if apart else None
         if self.mirror is not None:
             self.deployed = self._host | {name: self.mirror.views[name] for name in self.master}
-        others = [t for t in tensors if not (t.parameter and t.tensor.is_floating_point())]
+        others = [t for t in tensors if not _is_floating_parameter(t)]
         self.buffers = Buffers(model, state, others, self._host, apart=apart)
         self._transposed = [t for t in self.parameters if not self.master[t.name].is_contiguous()]
         self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -210,6 +210,15 @@ class Weights:
             check_finite(name, here[changed], step)
             due.append((name, here, changed))
         return values_where(due, self._state)
+
+
+def floating_parameters(tensors: Sequence[ModuleTensor]) -> list[ModuleTensor]:
+    """Those that have two copies."""
+    return [t for t in tensors if _is_floating_parameter(t)]
+
+
+def _is_floating_parameter(found: ModuleTensor) -> bool:
+    return found.parameter and found.tensor.is_floating_point()
 
 
 def require_finite(model: nn.Module) -> None:

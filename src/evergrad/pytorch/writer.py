@@ -58,7 +58,7 @@ class Keeping:
     """When a snapshot is due, and what is deleted after it: see `Publisher`."""
 
     snapshot_every: int
-    snapshot_every_bytes: int
+    snapshot_every_bytes: int | None
     keep_versions: int | None
 
 
@@ -341,7 +341,8 @@ class Writer:
     def _snapshot_due(self, version: int) -> bool:
         head, keeping = self.head, self._keeping
         spans = version // keeping.snapshot_every > head.snapshot // keeping.snapshot_every
-        grown = version > head.snapshot and head.bytes_since_snapshot >= keeping.snapshot_every_bytes
+        most = self._state.schema.nbytes if keeping.snapshot_every_bytes is None else keeping.snapshot_every_bytes
+        grown = version > head.snapshot and head.bytes_since_snapshot >= most
         return spans or grown or head.snapshot < self._lost_at
 
     def write_snapshot(self) -> None:

@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from evergrad.codec import SnapshotReader, read_snapshot, snapshot_pieces
 from evergrad.errors import CorruptRecord
@@ -88,7 +89,13 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         os.close(folder)
 
 
+def rewound(file: IO[bytes]) -> Iterator[bytes]:
+    """The bytes of an open file from its beginning, a mebibyte at a time."""
+    file.seek(0)
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+
+
 def _file_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+        yield from rewound(file)

@@ -1,4 +1,4 @@
-"""A lock that many readers share, or one writer holds."""
+"""A lock that many readers share, or one writer holds; and one that is given in the order of asking."""
 
 from __future__ import annotations
 
@@ -62,3 +62,38 @@ class ReadWriteLock:
             with self._condition:
                 self._writer = None
                 self._condition.notify_all()
+
+
+class FairLock:
+    """A lock that whoever asks first gets first, so that a thread that asks again at once cannot keep others out.
+
+    It is no `RLock`: a thread that asks while it holds it waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._next = self._serving = 0
+        self._gone: set[int] = set()
+
+    def __enter__(self) -> None:
+        with self._condition:
+            ticket = self._next
+            self._next += 1
+            try:
+                self._condition.wait_for(lambda: self._serving == ticket)
+            except BaseException:  # Ctrl-C ends the wait: the next in line must not wait for this one
+                self._gone.add(ticket)
+                if self._serving == ticket:
+                    self._advance()
+                raise
+
+    def __exit__(self, *exc: object) -> None:
+        with self._condition:
+            self._gone.add(self._serving)
+            self._advance()
+
+    def _advance(self) -> None:
+        while self._serving in self._gone:
+            self._gone.remove(self._serving)
+            self._serving += 1
+        self._condition.notify_all()

@@ -9,15 +9,15 @@ written in: the replica stays at its last good version, and continues from a lat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
-from typing import IO, Any, Self
+from threading import RLock, get_ident
+from typing import Any, Self
 
 import numpy.typing as npt
 
@@ -26,61 +26,22 @@ from evergrad.errors import (
     EvergradError,
     NotSynced,
     ReplicaError,
+    SchemaMismatch,
     UnsupportedFormat,
     VersionNotHeld,
 )
-from evergrad.log import UpdateLog, Watch, open_log
-from evergrad.replica.cache import Cache
+from evergrad.log import UpdateLog, open_log
+from evergrad.replica.cache import Cache, rewound
+from evergrad.replica.facts import ANOTHER_MODEL, Applied, Listeners, ReplicaStats
 from evergrad.replica.follow import Follower
-from evergrad.replica.lock import ReadWriteLock
+from evergrad.replica.lock import FairLock, ReadWriteLock
 from evergrad.replica.undo import UndoRing
 from evergrad.replica.walk import Walk
 from evergrad.schema import Schema
 from evergrad.update import Change, Snapshot, State, Update
 
 logger = logging.getLogger(__name__)
-_CHUNK_BYTES = 1 << 20
 _UNREADABLE = (CorruptRecord, UnsupportedFormat, ReplicaError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """What a callback of `Replica.on_update` is told.
-
-    Attributes:
-        version, digest: that the replica holds now.
-        touched: (number of the group, positions in its flat array) of all that was written; None: everything may have
-            been (a snapshot was loaded).
-    """
-
-    version: int
-    digest: int
-    touched: tuple[tuple[int, npt.NDArray[Any]], ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaStats:
-    """What a replica has done so far.
-
-    Attributes:
-        updates, update_bytes: applied; a fold is one.
-        snapshots: loaded, the first one included.
-        rollbacks: calls of `rollback`.
-        held: whether it was rolled back and stays there until `resume`.
-        undo_bytes: memory of the undo ring.
-        error: the last problem, while it lasts; None: the replica follows.
-    """
-
-    version: int | None
-    digest: int | None
-    newest_us: int
-    updates: int
-    update_bytes: int
-    snapshots: int
-    rollbacks: int
-    held: bool
-    undo_bytes: int
-    error: EvergradError | None
 
 
 class Replica:
@@ -117,13 +78,16 @@ class Replica:
         self._log = log if isinstance(log, UpdateLog) else open_log(log)
         self._lock = ReadWriteLock()  # written under inside `_syncing` only
         self._syncing = RLock()
+        self._moving = FairLock()  # from an update's check to its commit; never held while the log is read
         self._state: State | None = None
         self._version = -1
         self._newest_us = 0
-        self._updates = self._update_bytes = self._snapshots = self._rollbacks = 0
+        self._looking: tuple[int, int, int] | None = None  # thread, version, newest_us, while `at` shows them to it
+        self._updates = self._update_bytes = self._snapshots = self._rollbacks = self._rejects = 0
+        self._apply_s = 0.0
         self._held = False
         self._undo = UndoRing(undo_bytes)
-        self._callbacks: list[Callable[[Applied], None]] = []
+        self._listeners = Listeners()
         self._error: EvergradError | None = None
         self._follower: Follower | None = None
         self._log_id, self._from_cache = "", False
@@ -156,7 +120,7 @@ class Replica:
     @property
     def version(self) -> int:
         """The version that this replica holds. Raises NotSynced where there is none yet."""
-        return self._version if self.state else -1
+        return self._here()[0] if self.state else -1
 
     @property
     def digest(self) -> int:
@@ -176,7 +140,7 @@ class Replica:
 
     def staleness_s(self) -> float:
         """Seconds since the arrival of the newest example that this model learned from; infinite: none is known."""
-        newest_us = self._newest_us
+        newest_us = self._here()[1]
         return self._clock() - newest_us / 1e6 if newest_us else float("inf")
 
     @contextmanager
@@ -197,18 +161,20 @@ class Replica:
         It runs in the thread that syncs, while all readers wait: keep it short. An exception in it is logged, and stops
         neither the replica nor the other callbacks.
         """
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback)
+        return self._listeners.add(callback)
 
     def stats(self) -> ReplicaStats:
         """One consistent set of numbers about this replica."""
         with self._lock.shared():
+            version, newest_us = self._here()
             return ReplicaStats(
-                version=self._version if self._state else None,
+                version=version if self._state else None,
                 digest=self._state.digest if self._state else None,
-                newest_us=self._newest_us,
+                newest_us=newest_us,
                 updates=self._updates,
                 update_bytes=self._update_bytes,
+                apply_s=self._apply_s,
+                rejects=self._rejects,
                 snapshots=self._snapshots,
                 rollbacks=self._rollbacks,
                 held=self._held,
@@ -225,6 +191,8 @@ class Replica:
         was begun anew, from that one's.
 
         Raises:
+            SchemaMismatch: the log goes on with another model, whose tensors differ. The replica stays at its last good
+                version for ever: make a new one.
             LogNotFound, LogUnavailable: the log cannot be read.
             NotSynced: the log has been begun, and holds no snapshot yet.
             CorruptRecord, UnsupportedFormat, DigestMismatch, BaseMismatch: the next update cannot be applied and no
@@ -250,10 +218,16 @@ class Replica:
     def _catch_up(self, look: bool) -> None:
         if self._state is None:
             self._load_snapshot(after=-1)
-        newest = self._newest_snapshot() if look or self._from_cache else -1
+        walk = Walk(self.state.schema.nbytes)
+        try:
+            newest = self._newest_snapshot() if look or self._from_cache else -1
+        except SchemaMismatch:  # what was published before the model changed is still for this replica
+            with contextlib.suppress(*_UNREADABLE):
+                while self._step(walk):
+                    pass
+            raise
         if self._from_cache:
             self._check_against_log(newest)
-        walk = Walk(self.state.schema.nbytes)
         while True:
             if walk.costs_more_than_snapshot(self._version, newest):
                 walk.forget_snapshot()
@@ -286,8 +260,11 @@ class Replica:
         fresh = open_log(self._source) if isinstance(self._source, str) else UpdateLog(self._log.store, self._log.url)
         if fresh.id != log_id:
             return False
+        try:
+            fresh.schema.require(self.schema)
+        except SchemaMismatch as error:
+            raise SchemaMismatch(error.tensor, error.expected, error.found, ANOTHER_MODEL) from None
         logger.warning("%s was begun anew; version %d is given up", self._log.url, self._version)
-        fresh.schema.require(self.schema)
         self._log = fresh
         self._load_snapshot(after=-1)
         self._from_cache = False
@@ -297,7 +274,9 @@ class Replica:
         # A log may have been taken back to an older copy of itself while this replica was away.
         try:
             found = self._log.read(self._version)
-            elsewhere = newest < self._version if found is None else found[0].digest_after != self.digest
+            with self._moving:
+                digest = self.digest
+            elsewhere = newest < self._version if found is None else found[0].digest_after != digest
         except _UNREADABLE:
             elsewhere = False  # it tells nothing; the update after it tells the digest that it starts from
         if elsewhere:
@@ -310,46 +289,48 @@ class Replica:
             try:
                 found = self._log.read_fold(self._version, last)
                 if found is not None:
-                    self._apply(*found, self.state.check(found[0], self._version), walk)
+                    self._apply(*found, walk)
                     return True
             except _UNREADABLE as error:
+                self._rejects += 1
                 logger.warning("%s; its updates are tried one by one", error)
         walk.missed(self._version)
         try:
             found = self._log.read(self._version + 1)
             if found is None:
                 return False
-            change = self.state.check(found[0], self._version)
+            self._apply(*found, walk)
         except _UNREADABLE as error:
+            self._rejects += 1
             logger.warning("version %d: %s", self._version + 1, error)
             self._load_snapshot(after=self._version, cause=error)
-            return True
-        self._apply(*found, change, walk)
         return True
 
-    def _apply(self, update: Update, size: int, change: Change, walk: Walk) -> None:
-        walk.add(update.version - self._version, size)
-        before, newest_us = self._version, self._newest_us
-        with self._lock.exclusive():
-            self.state.commit(change)
-            self._version = update.version
-            self._newest_us = update.newest_us or newest_us  # a log that was rolled back goes back in this too
-            self._updates += 1
-            self._update_bytes += size
-            self._tell(tuple((part.group, part.positions) for part in change.parts))
-        self._undo.push(before, newest_us, change)
+    def _apply(self, update: Update, size: int, walk: Walk) -> None:
+        started_s = time.perf_counter()
+        with self._moving:
+            before, newest_us = self._version, self._newest_us
+            change = self.state.check(update, before)
+            walk.add(update.version - before, size)
+            with self._lock.exclusive():
+                self.state.commit(change)
+                self._version = update.version
+                self._newest_us = update.newest_us or newest_us  # a log that was rolled back goes back in this too
+                self._updates += 1
+                self._update_bytes += size
+                self._undo.push(before, newest_us, change)
+                self._tell(change)
+        self._apply_s += time.perf_counter() - started_s
 
-    def _tell(self, touched: tuple[tuple[int, npt.NDArray[Any]], ...] | None) -> None:
-        applied = Applied(version=self._version, digest=self.state.digest, touched=touched)
-        for callback in tuple(self._callbacks):
-            try:
-                callback(applied)
-            except Exception:  # the user's code, of which we know nothing; the state is whole either way
-                logger.exception("a callback failed at version %d", self._version)
+    def _tell(self, change: Change | None) -> None:
+        touched = None if change is None else tuple((part.group, part.positions) for part in change.parts)
+        self._listeners.tell(Applied(version=self._here()[0], digest=self.state.digest, touched=touched))
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     def _load_snapshot(self, *, after: int, cause: EvergradError | None = None) -> None:
+        if self._state is None:
+            self._log.reread()  # for it may have been opened long ago
         if not self._log.begun() and isinstance(self._source, str):
             self._log = open_log(self._source)  # the place may have come into being since
         _ = self._log.schema
@@ -357,6 +338,7 @@ class Replica:
             try:
                 self._adopt(version)
             except CorruptRecord as error:
+                self._rejects += 1
                 logger.warning("%s", error)
                 cause = cause or error
                 continue
@@ -379,9 +361,9 @@ class Replica:
         with tempfile.TemporaryFile() as file:
             for chunk in self._log.snapshot_chunks(version):
                 file.write(chunk)
-            info = self._log.snapshot_reader(_rewound(file), version).check()
-            with self._lock.exclusive():
-                self._log.snapshot_reader(_rewound(file), version).fill(self._state.arrays)
+            info = self._log.snapshot_reader(rewound(file), version).check()
+            with self._moving, self._lock.exclusive():
+                self._log.snapshot_reader(rewound(file), version).fill(self._state.arrays)
                 self._state.digest, self._version, self._newest_us = info.digest, version, info.newest_us
                 self._snapshots += 1
                 self._undo.clear()
@@ -400,16 +382,63 @@ class Replica:
         with self._syncing:
             if to != self.version and to not in self._undo.versions:
                 raise VersionNotHeld(to, [*self._undo.versions, self._version])
-            with self._lock.exclusive():
+            with self._moving, self._lock.exclusive():
                 while self._version != to:
                     undo = self._undo.pop()
                     change = undo.change(self.state)
                     self.state.commit(change)
                     self._version, self._newest_us = undo.version, undo.newest_us
-                    self._tell(tuple((part.group, part.positions) for part in change.parts))
+                    self._tell(change)
                 self._held = True
                 self._rollbacks += 1
             return to
+
+    @property
+    def versions(self) -> list[int]:
+        """The versions that `at` and `rollback` can go to, ascending: the undo ring's, and the one that it holds."""
+        with self._lock.shared():
+            return [*self._undo.versions, *([] if self._state is None else [self._version])]
+
+    @contextmanager
+    def at(self, version: int) -> Iterator[int]:
+        """Holds `version` for a moment: inside, this thread reads it, and all others wait. Gives that version.
+
+        The elements that have changed since are taken back, and written again at the end, so it costs what changed
+        since, twice, and no memory but for those. Callbacks of `on_update` are told of each move.
+
+        Raises:
+            VersionNotHeld: the undo ring does not reach back to it. NotSynced: no version yet.
+        """
+        self._lock.require_outside()
+        with self._moving:
+            head = self.version
+            undos = self._undo.since(version) if version != head else []
+            if not undos and version != head:
+                raise VersionNotHeld(version, self.versions)
+            with self._lock.exclusive():
+                again: list[tuple[tuple[int, int], Change]] = []
+                try:
+                    for undo in undos:
+                        change = undo.change(self.state)
+                        again.append((self._here(), change.inverse()))
+                        self._look(change, undo.version, undo.newest_us)
+                    yield version
+                finally:
+                    for there, change in reversed(again):
+                        self._look(change, *there)
+                    self._looking = None
+
+    def _look(self, change: Change, version: int, newest_us: int) -> None:
+        self.state.commit(change)
+        self._looking = (get_ident(), version, newest_us)
+        self._tell(change)
+
+    def _here(self) -> tuple[int, int]:
+        """Version and time of the newest example as this thread sees them: the head's, but inside `at`."""
+        looking = self._looking
+        if looking is not None and looking[0] == get_ident():
+            return looking[1:]
+        return self._version, self._newest_us
 
     def resume(self) -> None:
         """Lets a replica that was rolled back follow its log again, from where it stands."""
@@ -450,13 +479,9 @@ class Replica:
                 and cannot tell when it has (a local directory can).
         """
         if self._follower is None:
-            self._follower = Follower(
-                self._sync, lambda: self._version, self._watch, poll_s=poll_s, max_poll_s=max_poll_s
-            )
+            watch = lambda: self._log.watch()  # noqa: E731, PLW0108 - of the log that it then follows
+            self._follower = Follower(self._sync, lambda: self._version, watch, poll_s=poll_s, max_poll_s=max_poll_s)
         return self
-
-    def _watch(self) -> Watch | None:
-        return self._log.watch()
 
     def close(self) -> None:
         """Ends `follow`, and keeps the state in the cache; the last version stays readable."""
@@ -472,9 +497,3 @@ class Replica:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _rewound(file: IO[bytes]) -> Iterator[bytes]:
-    file.seek(0)
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk

@@ -62,6 +62,17 @@ class UndoRing:
         self.nbytes -= undo.nbytes
         return undo
 
+    def since(self, version: int) -> list[Undo]:
+        """The undos that lead back to `version`, in the order to take them; none where it is not in the ring."""
+        found = []
+        for undo in reversed(self._undos):
+            found.append(undo)
+            if undo.version == version:
+                return found
+            if undo.version < version:
+                break
+        return []
+
     def clear(self) -> None:
         """Forgets everything."""
         self._undos.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -33,29 +34,52 @@ class InferenceClient:
 
     Args:
         url: the server's, e.g. `http://127.0.0.1:8080`.
+        token: the bearer token, where the server asks for one.
+        tls: whom to trust over https; None: whom this machine trusts.
+        input_name: where the server says what the model takes.
 
     Example:
         >>> InferenceClient("http://127.0.0.1:1").ready()
         False
     """
 
-    def __init__(self, url: str, name: str = "model", timeout_s: float = 10.0) -> None:
-        self._url, self._path = url, f"/v2/models/{name}"
+    def __init__(
+        self,
+        url: str,
+        name: str = "model",
+        timeout_s: float = 10.0,
+        *,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        input_name: str = "input-0",
+    ) -> None:
+        self._url, self._path, self._input_name = url, f"/v2/models/{name}", input_name
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._connection: http.client.HTTPConnection
         try:
             parts = urlsplit(url)
-            kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-            self._connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=timeout_s)
-        except (KeyError, ValueError, http.client.InvalidURL) as error:
+            place = parts.hostname or "", parts.port
+            if parts.scheme == "https":
+                self._connection = http.client.HTTPSConnection(*place, timeout=timeout_s, context=tls)
+            elif parts.scheme == "http":
+                self._connection = http.client.HTTPConnection(*place, timeout=timeout_s)
+            else:
+                raise ValueError(f"{parts.scheme!r} is neither http nor https")
+        except (ValueError, http.client.InvalidURL) as error:
             raise ServerError(url, "is not the URL of a server; write for example http://127.0.0.1:8080") from error
 
-    def infer(self, x: Array) -> Answer:
+    def infer(self, x: Array, version: int | None = None) -> Answer:
         """The model's outputs for a batch; tensors travel as binary data.
+
+        Args:
+            version: None: the newest; an older one as long as the server holds what it takes to go back.
 
         Raises:
             ServerError: the server is not there, refuses the batch, or its answer is not one.
         """
         body, headers = self._encode(x)
-        answer, answer_headers = self._ask("POST", f"{self._path}/infer", body, headers)
+        path = "" if version is None else f"/versions/{version}"
+        answer, answer_headers = self._ask("POST", f"{self._path}{path}/infer", body, headers)
         try:
             length = int(answer_headers["inference-header-content-length"])
             found = json.loads(answer[:length])
@@ -79,7 +103,7 @@ class InferenceClient:
         request: dict[str, Any] = {
             "inputs": [
                 {
-                    "name": "input-0",
+                    "name": self._input_name,
                     "shape": list(x.shape),
                     "datatype": datatype,
                     "parameters": {"binary_data_size": len(tensor)},
@@ -132,7 +156,7 @@ class InferenceClient:
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        self._connection.request(method, path, body, headers)
+        self._connection.request(method, path, body, {**self._headers, **headers})
         response = self._connection.getresponse()
         return response.status, response.read(), response.headers
 

@@ -7,9 +7,21 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+
+from evergrad.serve.access import Tls
+
+
+class Beside(Protocol):
+    """Another server in the same event loop."""
+
+    async def start(self) -> None:
+        """Accepts calls."""
+
+    async def stop(self) -> None:
+        """Ends."""
 
 
 class Listener(uvicorn.Server):
@@ -17,9 +29,12 @@ class Listener(uvicorn.Server):
 
     Args:
         on_start: called in the event loop once connections are accepted; it must not wait for an answer of this server.
+        beside: starts and stops with it.
     """
 
-    def __init__(self, app: Any, on_start: Callable[[], None]) -> None:
+    def __init__(
+        self, app: Any, on_start: Callable[[], None], tls: Tls | None = None, beside: Beside | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -31,13 +46,22 @@ class Listener(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=65,
                 timeout_graceful_shutdown=5,
+                ssl_certfile=None if tls is None else tls.cert,
+                ssl_keyfile=None if tls is None else tls.key,
             )
         )
-        self._on_start = on_start
+        self._on_start, self._beside = on_start, beside
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.start()
         await super().startup(sockets)
         self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._beside is not None:
+            await self._beside.stop()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

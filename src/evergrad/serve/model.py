@@ -1,23 +1,21 @@
-"""The served model, as KServe's SDK sees it: whole answers, each computed and described by one version.
-
-Predictions run one after another in one worker thread: a prediction holds its version still, so two at once would wait
-for each other anyway, and the event loop stays free for health, metrics and the bytes of other requests.
-"""
+"""The served model, as KServe's SDK sees it: whole answers, each computed and described by one version."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from evergrad.errors import NotSynced
-from evergrad.serve.info import hex_digest, one_line
-from evergrad.serve.request import decode_request
+from evergrad.errors import NotSynced, VersionNotHeld
+from evergrad.serve.batch import Batching, Computed
+from evergrad.serve.candidate import Trial
+from evergrad.serve.info import hex_digest
+from evergrad.serve.lane import Lane
+from evergrad.serve.metrics import Metrics
 from evergrad.serve.sdk import (
     DataPlane,
     InferOutput,
@@ -25,99 +23,195 @@ from evergrad.serve.sdk import (
     InferResponse,
     InvalidInput,
     Model,
+    ModelNotFound,
     ModelNotReady,
     ModelRepository,
 )
-from evergrad.serve.servable import Servable
+from evergrad.serve.servable import Candidate, Servable, require_share
+from evergrad.serve.signature import INPUT, OUTPUT, TensorType
 from evergrad.serve.tensors import Array, datatype_of
 
 logger = logging.getLogger(__name__)
-INPUT, OUTPUT = "input-0", "output-0"
+STABLE, CANDIDATE = "stable", "candidate"
+_TOLD_VERSIONS = 100
+CODES: dict[type[Exception], int] = {  # the errors that are a request's fault, or a matter of time
+    InvalidInput: 400,
+    ModelNotFound: 404,
+    VersionNotHeld: 404,
+    ModelNotReady: 503,
+    NotSynced: 503,
+}
+
+
+def code_of(error: BaseException) -> int:
+    """The HTTP status that tells an error."""
+    return next((code for kind, code in CODES.items() if isinstance(error, kind)), 500)
 
 
 class ServedModel(Model):  # type: ignore[misc]
-    """A servable under the name that its clients use."""
+    """A servable under the name that its clients use, and maybe a candidate beside it.
 
-    def __init__(self, name: str, servable: Servable) -> None:
+    Args:
+        input_type: what it takes; None: not known, and shown by the first request that is answered.
+        max_staleness_s: from where on it is not ready; None: never.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        servable: Servable,
+        *,
+        batching: Batching,
+        candidate: Candidate | None = None,
+        input_type: TensorType | None = None,
+        max_staleness_s: float | None = None,
+        worker: int | None = None,
+    ) -> None:
         super().__init__(name)
-        self._servable = servable
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="evergrad-predict")
+        self.metrics = Metrics(name, lambda: self.lanes, worker)
+        self.stable = Lane(servable, STABLE, batching, self.metrics)
+        self.trial: Trial | None = None
+        if candidate is not None:
+            self.trial = Trial(Lane(candidate.servable, CANDIDATE, batching, self.metrics), candidate, self.metrics)
+        self._input, self._max_staleness_s = input_type, max_staleness_s
+        self._shown: tuple[TensorType, TensorType] | None = None
 
     @property
-    def version(self) -> int | None:
-        """The version served now; None: none yet. Waits for nothing."""
-        try:
-            return self._servable.replica.version
-        except NotSynced:
-            return None
+    def lanes(self) -> list[Lane]:
+        """The served model's, and the candidate's where there is one."""
+        return [self.stable] if self.trial is None else [self.stable, self.trial.lane]
+
+    def follow(self) -> None:
+        """Lets the replicas follow their logs."""
+        for lane in self.lanes:
+            lane.replica.follow()
 
     async def healthy(self) -> bool:
         """Whether there is a version to serve."""
-        return self.version is not None
+        return self.stable.version is not None
+
+    def ready_to_serve(self) -> bool:
+        """Whether there is a version, and it is not staler than allowed. A staleness that nobody knows is allowed."""
+        if self.stable.version is None:
+            return False
+        staleness_s = self.stable.replica.staleness_s()
+        return self._max_staleness_s is None or not self._max_staleness_s < staleness_s < math.inf
 
     def load(self) -> bool:
         """Refuses: what makes this model ready is the log's first version, not a request for it."""
         raise ModelNotReady(self.name, "The log's first version is not here yet.")
 
-    def get_input_types(self) -> list[dict[str, Any]]:
-        """A module does not say what it takes: one tensor, of any shape."""
-        return [{"name": INPUT, "datatype": "FP32", "shape": [-1]}]
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        """As for inputs."""
-        return [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}]
+    async def tensor_types(self) -> tuple[list[TensorType], list[TensorType]]:
+        """Inputs and outputs; none where nobody said what the model takes and nothing was answered yet."""
+        if self._shown is None and self._input is not None and self.stable.version is not None:
+            try:
+                found = await asyncio.wrap_future(self.stable.submit(self._input.example()))
+                self._shown = self._input, TensorType.of(OUTPUT, found.outputs)
+            except InvalidInput as error:
+                logger.warning("noughts of the declared input do not show the output: %s", error)
+        if self._shown is None:
+            return [] if self._input is None else [self._input], []
+        return [self._shown[0]], [self._shown[1]]
 
     async def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:  # noqa: ARG002
         """Answers one request.
 
         Raises:
             InvalidInput: the model cannot take its input.
+            VersionNotHeld: the version asked for is not in the undo ring.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, payload)
+        x, version = self._checked(payload), asked_version(payload.model_version)
+        trial = self.trial
+        to_trial = trial is not None and version is None and trial.answers(payload.id)
+        lane = trial.lane if trial is not None and to_trial else self.stable
+        computed = await asyncio.wrap_future(lane.submit(x, version))
+        if trial is not None and not to_trial and version is None and trial is self.trial:
+            trial.compare(payload.id, x, computed)
+        if self._shown is None and self._input is None:
+            self._shown = TensorType.of(INPUT, x), TensorType.of(OUTPUT, computed.outputs)
+        return self._response(payload, computed, lane.track)
 
-    def _answer(self, request: InferRequest) -> InferResponse:
+    def _checked(self, request: InferRequest) -> Array:
         if len(request.inputs) != 1:
             raise InvalidInput(f"this model takes one input tensor, found {len(request.inputs)}")
-        x: Array = request.inputs[0].data
-        replica = self._servable.replica
-        with replica.pin():
-            outputs, version = self._predict(x)
-            facts: dict[str, Any] = {"version": version, "digest": hex_digest(replica.digest)}
-            staleness_s = replica.staleness_s()
-        if math.isfinite(staleness_s):
-            facts["staleness_s"] = staleness_s
+        (tensor,) = request.inputs
+        problem = self._input and self._input.problem(tensor.name, tensor.data)
+        if problem:
+            raise InvalidInput(problem)
+        for output in request.request_outputs or ():
+            if output.name != OUTPUT:
+                raise InvalidInput(f"this model's output is {OUTPUT!r}, found {output.name!r}")
+        x: Array = tensor.data
+        return x
+
+    def _response(self, request: InferRequest, computed: Computed, track: str) -> InferResponse:
+        facts: dict[str, Any] = {"version": computed.version, "digest": hex_digest(computed.digest)}
+        if math.isfinite(computed.staleness_s):
+            facts["staleness_s"] = computed.staleness_s
+        if track != STABLE:
+            facts["track"] = track
+        outputs = computed.outputs
         return InferResponse(
             response_id=request.id or str(uuid.uuid4()),
             model_name=self.name,
-            model_version=str(version),
+            model_version=str(computed.version),
             infer_outputs=[InferOutput(OUTPUT, list(outputs.shape), datatype_of(outputs), outputs)],
             parameters=facts,
             use_binary_outputs=request.use_binary_outputs,
             requested_outputs=request.request_outputs,
         )
 
-    def _predict(self, x: Array) -> tuple[Array, int]:
-        try:
-            outputs, version = self._servable.predict(x)
-        except (RuntimeError, ValueError, IndexError) as error:
-            problem = f"the model does not take {datatype_of(x)} {list(x.shape)}: {one_line(error)}"
-            logger.warning("%s: %s", self.name, problem)
-            raise InvalidInput(problem) from error
-        return np.array(outputs), version  # a copy: outputs may be views of the weights
+    def set_share(self, share: float) -> None:
+        """How much goes to the candidate. Raises ConfigError, ModelNotFound: there is none."""
+        self._require_trial().share = require_share(share)
+
+    def promote(self) -> Lane:
+        """Puts the candidate in the served model's place; gives the lane to close, off the event loop.
+
+        Raises:
+            ModelNotFound: there is no candidate. NotSynced: it has no version yet.
+        """
+        trial = self._require_trial()
+        if trial.lane.version is None:
+            raise NotSynced(trial.lane.replica.log.url)
+        old, self.stable, self.trial = self.stable, trial.lane, None
+        self.stable.track, self._shown = STABLE, None
+        return old
+
+    def drop(self) -> Lane:
+        """Ends the candidate; gives the lane to close. Raises ModelNotFound: there is none."""
+        lane = self._require_trial().lane
+        self.trial = None
+        return lane
+
+    def _require_trial(self) -> Trial:
+        if self.trial is None:
+            raise ModelNotFound(f"{self.name}'s candidate")
+        return self.trial
 
     def close(self) -> None:
-        """Ends the worker after the prediction that it is at."""
-        self._worker.shutdown(cancel_futures=True)
+        """Answers what waits; ends threads and replicas."""
+        for lane in self.lanes:
+            lane.close()
+
+
+def asked_version(text: str | None) -> int | None:
+    """The version that a path or a gRPC field names; None: the newest. Raises ModelNotFound where it is no number."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise ModelNotFound(f"version {text[:40]!r}: a version is a number")
+    return int(text)
 
 
 class ModelPlane(DataPlane):  # type: ignore[misc]
-    """KServe's data plane of one served model: what REST, and later gRPC, ask."""
+    """KServe's data plane of one served model: what REST and gRPC ask."""
 
     def __init__(self, model: ServedModel) -> None:
         models = ModelRepository()
         models.update(model)
         super().__init__(models)
-        self._model = model
+        self.model = model
 
     def metadata(self) -> dict[str, Any]:
         """The server's name, version and protocol extensions: models are not loaded or unloaded by request."""
@@ -125,14 +219,57 @@ class ModelPlane(DataPlane):  # type: ignore[misc]
 
     async def ready(self) -> bool:
         """Whether the model is."""
-        return await self._model.healthy()
+        return self.model.ready_to_serve()
 
-    async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        """The model's tensors, and the one version that it serves now."""
-        found = await super().model_metadata(model_name)
-        version = self._model.version
-        return {**found, "platform": "evergrad", "versions": [] if version is None else [str(version)]}
+    async def model_ready(self, model_name: str, version: str | None = None) -> bool:
+        """Whether the model, or one version of it, can be asked. Raises ModelNotFound, VersionNotHeld."""
+        await self._require(model_name, version)
+        return self.model.ready_to_serve()
 
-    def decode_inference_request(self, body: bytes, headers: dict[str, str], model_name: str) -> InferRequest:
-        """The request in a body, checked whole; KServe's own decoder believes the sizes that it is told."""
-        return decode_request(body, headers.get("inference-header-content-length"), model_name)
+    async def model_metadata(self, model_name: str, version: str | None = None) -> dict[str, Any]:
+        """The model's tensors, and the newest of the versions that can be asked for. Raises as `model_ready`."""
+        held = await self._require(model_name, version)
+        inputs, outputs = await self.model.tensor_types()
+        return {
+            "name": model_name,
+            "versions": [str(each) for each in held[-_TOLD_VERSIONS:]],
+            "platform": "evergrad",
+            "inputs": [each.told() for each in inputs],
+            "outputs": [each.told() for each in outputs],
+        }
+
+    def require(self, model_name: str) -> None:
+        """Raises ModelNotFound where there is no such model."""
+        self.get_model_from_registry(model_name)
+
+    async def _require(self, model_name: str, version: str | None) -> list[int]:
+        self.require(model_name)
+        asked = asked_version(version)
+        # In another thread: it waits for a batch of an older version that is being computed.
+        held = await asyncio.to_thread(lambda: self.model.stable.replica.versions)
+        if asked is not None and not held:
+            raise ModelNotReady(model_name, "The log's first version is not here yet.")
+        if asked is not None and asked not in held:
+            raise VersionNotHeld(asked, held)
+        return held
+
+    async def answer(self, model_name: str, version: str | None, decode: Callable[[], InferRequest]) -> InferResponse:
+        """Answers a request, and counts it.
+
+        Raises:
+            InvalidInput, ModelNotFound, VersionNotHeld, ModelNotReady: it cannot be answered.
+        """
+        self.require(model_name)
+        start, track = time.perf_counter(), STABLE
+        code = 500
+        try:
+            request = decode()
+            request.model_version = version
+            response, _ = await self.infer(model_name, request)
+            code, track = 200, response.parameters.get("track", STABLE)
+            return response
+        except Exception as error:
+            code = code_of(error)
+            raise
+        finally:
+            self.model.metrics.answered(track, code, time.perf_counter() - start)

@@ -16,6 +16,8 @@ try:
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
     from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotReady
     from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc import grpc_predict_v2_pb2 as messages
+    from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
     from kserve.protocol.infer_type import RequestedOutput
     from kserve.protocol.rest.v2_datamodels import (
         InferenceResponse,
@@ -55,4 +57,6 @@ __all__ = [
     "ServerNotReady",
     "ServerReadyResponse",
     "V2Endpoints",
+    "messages",
+    "services",
 ]

@@ -8,20 +8,23 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from evergrad.errors import ConfigError, ServerError
-from evergrad.serve.servable import Servable
+from evergrad.errors import ServerError
+from evergrad.serve.servable import Candidate, Servable
+from evergrad.serve.settings import Settings
 
-__all__ = ["Servable", "Server", "serve"]
+if TYPE_CHECKING:
+    from evergrad.serve.rpc import RpcServer
+
+__all__ = ["Candidate", "Servable", "Server", "Settings", "serve"]
 
 
 def serve(
     servable: Servable,
+    settings: Settings | None = None,
     *,
-    name: str = "model",
-    host: str = "127.0.0.1",
-    port: int = 8080,
+    candidate: Candidate | None = None,
     on_start: Callable[[str], None] | None = None,
 ) -> None:
     """Serves a model over the Open Inference Protocol until SIGINT or SIGTERM, and keeps it fresh.
@@ -29,21 +32,20 @@ def serve(
     Args:
         servable: what to serve, e.g. a `ReplicaModule`; its replica follows the log from now on, and is closed at the
             end.
-        name: how clients call the model: `POST /v2/models/{name}/infer`.
-        host: where to listen. There is no authentication: anybody who can reach it may ask.
-        port: 0 takes any free one.
+        settings: default: `Settings()`.
+        candidate: what may take its place.
         on_start: called with the server's URL once it accepts connections; it must not wait for an answer of it.
 
     Raises:
-        ConfigError: the name or the port cannot be one.
         ServerError: the address cannot be used.
         MissingDependency: KServe is not installed.
     """
-    Server(servable, name=name, host=host, port=port).run(on_start)
+    Server(servable, settings, candidate=candidate).run(on_start)
 
 
 class Server:
-    """One model behind one port, for programs that do more than serve: `with Server(servable, port=0) as server:`.
+    """One model behind one port, for programs that do more than serve:
+    `with Server(servable, Settings(port=0)) as server:`.
 
     The port is taken at construction. Arguments and errors as `serve`.
 
@@ -51,34 +53,55 @@ class Server:
         url: where it listens, e.g. `http://127.0.0.1:8080`; known before anything answers there.
     """
 
-    def __init__(self, servable: Servable, *, name: str = "model", host: str = "127.0.0.1", port: int = 8080) -> None:
-        if not name or not set(name) <= _NAME:
-            raise ConfigError("name", f"must be letters, digits, '.', '_' or '-', not {name!r}")
-        if not 0 <= port <= 65535:
-            raise ConfigError("port", f"must lie in 0 to 65535, not {port}")
+    def __init__(
+        self, servable: Servable, settings: Settings | None = None, *, candidate: Candidate | None = None
+    ) -> None:
+        chosen = settings or Settings()
         from evergrad.serve.app import make_app
         from evergrad.serve.listener import Listener
-        from evergrad.serve.model import ServedModel
+        from evergrad.serve.model import ModelPlane, ServedModel
+        from evergrad.serve.rpc import RpcServer
 
-        self._servable, self._started = servable, threading.Event()
+        self._started = threading.Event()
         self._on_start: Callable[[str], None] | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
-        self._model = ServedModel(name, servable)
-        self._listener = Listener(make_app(self._model, servable), self._accepting)
-        self._socket = _bind(host, port)
-        self.url = _url(self._socket)
+        shared = chosen.worker is not None
+        self._socket = bind(chosen.host, chosen.port, shared)
+        self.url = _url(self._socket, "http" if chosen.tls is None else "https")
+        self._model = ServedModel(
+            chosen.name,
+            servable,
+            batching=chosen.batching,
+            candidate=candidate,
+            input_type=chosen.input,
+            max_staleness_s=chosen.max_staleness_s,
+            worker=chosen.worker,
+        )
+        plane, limit = ModelPlane(self._model), chosen.max_request_bytes
+        rpc: RpcServer | None = None
+        if chosen.grpc_port is not None:
+            rpc = RpcServer(
+                plane, chosen.host, chosen.grpc_port, max_bytes=limit, token=chosen.token, tls=chosen.tls, shared=shared
+            )
+        self._rpc = rpc
+        app = make_app(plane, token=chosen.token, max_bytes=limit)
+        self._listener = Listener(app, self._accepting, chosen.tls, rpc)
+
+    @property
+    def grpc_port(self) -> int | None:
+        """Where gRPC is served, once it is; None: nowhere."""
+        return None if self._rpc is None else self._rpc.port
 
     def run(self, on_start: Callable[[str], None] | None = None) -> None:
         """Serves until `stop`, SIGINT or SIGTERM (signals: in the main thread only); closes the replica. Runs once."""
         self._on_start = on_start
         try:
-            self._servable.replica.follow()
+            self._model.follow()
             self._listener.run([self._socket])
         finally:
             self._socket.close()
             self._model.close()
-            self._servable.replica.close()
 
     def _accepting(self) -> None:
         self._started.set()
@@ -124,15 +147,19 @@ class Server:
         self.close()
 
 
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A socket at an address, not yet listening; `shared`: other processes may take the same port, with the same word.
 
-
-def _bind(host: str, port: int) -> socket.socket:
+    Raises:
+        ServerError: the address cannot be used.
+    """
     bound: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except OSError as error:
         if bound is not None:
@@ -141,6 +168,6 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _url(bound: socket.socket) -> str:
+def _url(bound: socket.socket, scheme: str) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evergrad.errors import NotInHistory
 from evergrad.history import History
 
 LIMITS: list[dict[str, Any]] = [
@@ -55,3 +56,11 @@ def test_before_the_first_example_it_is_the_first(tmp_path: Path) -> None:
         assert history.first_at(0) == 0
         append(history, 3)
         assert history.first_at(0) == 0
+
+
+def test_the_newest_arrival_is_told_by_writer_and_reader(tmp_path: Path) -> None:
+    with History(tmp_path) as history:
+        with pytest.raises(NotInHistory):
+            _ = history.newest_us
+        append(history, 3)
+        assert history.newest_us == 1_003_000_000 == History(tmp_path, read_only=True).newest_us

@@ -8,17 +8,26 @@ import pytest
 
 from evergrad.errors import CorruptRecord
 from evergrad.log import UpdateLog
+from evergrad.log.root import Latest
+from evergrad.replica import Replica
+from evergrad.schema import Schema
+from evergrad.update import short_fingerprint
 from tests.builders import (
     RUN,
+    TENSORS,
     Writer,
     equal_states,
+    fold_name,
     fresh_log,
     new_state,
     small_schema,
     snapshot_name,
     snapshot_of,
     update_name,
+    wide_schema,
 )
+
+WIDE = [("w", "F32", (8000,)), *TENSORS[1:]]
 
 
 def test_begin_and_append_tell_the_bytes_of_what_they_wrote() -> None:
@@ -88,3 +97,45 @@ def test_snapshot_that_is_missing_or_under_another_name_is_refused() -> None:
     with pytest.raises(CorruptRecord) as caught:
         writer.log.read_snapshot(6)
     assert caught.value.name == snapshot_name(6)
+
+
+def test_new_generation_takes_the_next_version_and_lists_nothing_older() -> None:
+    writer = Writer(fresh_log(), schema=wide_schema(), fold_base=2).begin().append(8)
+    writer.log.write_snapshot(writer.snapshot())
+    schema = small_schema()
+    written = writer.log.begin_anew(snapshot_of(new_state(schema), 9), 77, "package.module:other")
+    assert written == (9, len(writer.log.store.read(snapshot_name(9)) or b""))
+    for log in (writer.log, UpdateLog(writer.log.store, "memory:test")):
+        assert (log.begins, log.schema, log.model) == (9, schema, "package.module:other")
+        assert (log.id, log.fold_base) == (f"{77:016x}", 2)
+        assert (log.snapshots(), log.updates(), log.folds()) == ([9], [], [])
+        assert log.latest() == Latest(log.id, 9)
+        assert (log.read(8), log.read(9), log.read_fold(6, 8), log.read_header(7, 8)) == (None,) * 4
+        assert [*log.begin_versions(-1)] == [9]
+        assert log.has_had(wide_schema())
+    assert not log.has_had(Schema([("other", "F32", (1,))]))
+
+
+def test_folds_of_a_new_generation_span_none_of_the_old_one() -> None:
+    writer = Writer(fresh_log(), schema=wide_schema(), fold_base=2).begin().append(4)
+    assert writer.log.folds() == [(0, 2), (0, 4), (2, 4)]
+    writer.begin_anew(Schema([*WIDE, ("late", "F32", (5,))])).append(3)
+    assert writer.version == 8
+    assert writer.log.folds() == [(6, 8)]
+    found = writer.log.read_fold(6, 8)
+    assert found is not None
+    assert found[0].schema == short_fingerprint(writer.schema)
+
+
+def test_old_generations_are_pruned_with_the_window() -> None:
+    writer = Writer(fresh_log(), schema=wide_schema(), fold_base=2).begin().append(4)
+    writer.begin_anew(Schema([*WIDE, ("late", "F32", (5,))])).append(3)
+    store = writer.log.store
+    assert writer.log.prune(5) == [
+        snapshot_name(0),
+        *(fold_name(*span) for span in [(0, 2), (0, 4), (2, 4)]),
+        *map(update_name, (1, 2, 3)),
+    ]
+    assert store.names("updates") == [update_name(version) for version in range(4, 9)]
+    assert writer.log.prune(3) == [update_name(version) for version in (4, 5)]
+    assert Replica(writer.log).sync() == 8

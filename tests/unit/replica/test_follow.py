@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from evergrad.errors import LogUnavailable
+from evergrad.errors import LogUnavailable, SchemaMismatch
 from evergrad.log import ObjectStore, UpdateLog, Watch, open_log
 from evergrad.replica import Applied, Replica
 from evergrad.replica.follow import Follower
+from evergrad.schema import Schema
 from evergrad.testing import FaultyStore
-from tests.builders import Writer, copy_of, equal_states, fresh_log, fresh_store, update_name
+from tests.builders import (
+    TENSORS,
+    WatchedStore,
+    Writer,
+    copy_of,
+    equal_states,
+    fresh_log,
+    fresh_store,
+    small_schema,
+    update_name,
+)
 
 LONG_S = 60.0
 
@@ -133,6 +144,59 @@ def test_a_log_begun_anew_in_the_same_store_is_noticed_wherever_it_stands(count:
     assert replica.sync() == count
     assert equal_states(replica.state, writer.state)
     assert all((view == writer.state.tensors()[name]).all() for name, view in weights.items())
+
+
+GROWN = Schema([*TENSORS, ("late", "F32", (5,))], {"w_tied": "w"})
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+def test_a_replica_ends_with_the_last_version_of_its_model_and_says_what_to_do(behind: int) -> None:
+    store = fresh_store()
+    writer = Writer(UpdateLog(store, "memory:test")).begin().append(5 - behind)
+    replica = Replica(UpdateLog(store, "memory:test"))
+    replica.sync()
+    writer.append(behind)
+    last = copy_of(writer.state)
+    writer.begin_anew(GROWN).append(2)
+    for _ in range(2):
+        with pytest.raises(SchemaMismatch) as caught:
+            replica.sync()
+        error = caught.value
+        assert (error.tensor, error.expected, error.found) == ("late", "F32 [5]", "no such tensor")
+        assert "build the new module, and make a new Replica" in str(error)
+        assert (replica.version, replica.stats().error) == (5, error)
+        assert equal_states(replica.state, last)
+    fresh = Replica(replica.log)  # opened before the model changed
+    assert fresh.sync() == 8
+    assert equal_states(fresh.state, writer.state)
+
+
+def test_a_follower_keeps_the_last_version_of_its_model_and_tells_why() -> None:
+    store = WatchedStore(fresh_store())
+    writer = Writer(UpdateLog(store, "memory:test")).begin().append(2)
+    replica = Replica(UpdateLog(store, "memory:test"))
+    replica.sync()
+    last = copy_of(writer.state)
+    writer.begin_anew(GROWN)
+    with replica.follow(poll_s=0.001, max_poll_s=0.01):
+        for _ in range(2):  # at its second look it has told the first
+            store.wait_for_look(f"schema/{GROWN.fingerprint}.json")
+        assert isinstance(replica.stats().error, SchemaMismatch)
+        assert replica.version == 2
+        assert equal_states(replica.state, last)
+
+
+def test_a_replica_goes_over_to_a_generation_of_its_own_schema() -> None:
+    store = fresh_store()
+    writer = Writer(UpdateLog(store, "memory:test")).begin().append(2)
+    replica = Replica(UpdateLog(store, "memory:test"))
+    replica.sync()
+    writer.begin_anew(GROWN, 1).append(2)
+    with pytest.raises(SchemaMismatch):
+        replica.sync()
+    writer.begin_anew(small_schema(), 2).append(2)
+    assert replica.sync() == 8
+    assert equal_states(replica.state, writer.state)
 
 
 def test_a_log_begun_anew_whose_snapshot_is_damaged_leaves_the_old_version_whole() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from evergrad.replica.lock import ReadWriteLock
+from evergrad.replica.lock import FairLock, ReadWriteLock
 
 LONG_S = 60.0
 
@@ -119,3 +119,59 @@ def test_an_error_inside_gives_it_back(kind: str) -> None:
     for again in (lock.exclusive, lock.shared):
         with again():
             pass
+
+
+def test_the_fair_lock_is_given_in_the_order_of_asking() -> None:
+    lock, order, asking = FairLock(), [], []
+
+    def take(name: int) -> None:
+        asking.append(name)
+        with lock:
+            order.append(name)
+
+    threads = []
+    with lock:
+        for name in range(4):
+            threads.append(threading.Thread(target=take, args=(name,)))
+            threads[-1].start()
+            while lock._next != name + 2:
+                pass
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3]
+
+
+def test_who_asks_again_at_once_keeps_nobody_out() -> None:
+    lock, turns = FairLock(), []
+    stop = threading.Event()
+
+    def hog() -> None:
+        while not stop.is_set():
+            with lock:
+                turns.append("hog")
+
+    thread = threading.Thread(target=hog)
+    thread.start()
+    for _ in range(100):
+        with lock:
+            turns.append("other")
+    stop.set()
+    thread.join()
+    assert turns.count("other") == 100
+
+
+def test_one_whose_wait_is_ended_is_passed_over() -> None:
+    lock = FairLock()
+
+    class Interrupted(threading.Condition):
+        def wait_for(self, predicate: object, timeout: float | None = None) -> bool:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    with lock:
+        patient = lock._condition
+        lock._condition = Interrupted()
+        with pytest.raises(KeyboardInterrupt), lock:
+            raise AssertionError("not reached")
+        lock._condition = patient
+    with lock:
+        pass

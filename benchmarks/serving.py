@@ -1,0 +1,357 @@
+"""What hot updates cost the requests: requests a second and latencies with 0, 10 and 100 updates a second.
+
+    python -m benchmarks.serving [--model lenet5|resnet18] [--density D] [--rounds N] [--block-s S] [--clients N]
+
+A server process (`Server`, one compute thread) answers `--clients` closed-loop clients, threads of a process of their
+own, one image a request. Updates at `--density` were published before, and are released into the served log at the
+rate of each block, so that no training runs beside. Blocks of `--block-s` seconds take turns, there and back, with a
+block without updates beside each: ratios are of neighbours, and other work on the machine falls on both.
+
+- `throughput_ratio`, `p99_ratio`: by updates per second, medians over the blocks of requests a second and of the 99th
+  percentile of latency against the block without beside it. `*_quartiles`: 25 and 75%.
+- `requests_s`, `p50_ms`, `p99_ms`: by updates per second, medians over blocks; "0": of the blocks without.
+- `applied_s`: by updates per second, versions that the server went through a second. Below the rate it folded several
+  into one step, or could not keep up.
+- `push`: the same figures where each update is a push of the whole state: the server reads a file of all tensors and
+  calls `load_state_dict` between two batches, at the same rates. `applied_s`: what it reached.
+- `restart`: `down_s`, seconds without an answer where the server is stopped and started again for the newest version,
+  and `failed`, requests that failed in that time.
+- `versions`: milliseconds to answer one request by the version so many versions back, out of the undo ring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from experiments.machine import machine
+from experiments.models import ResNet18
+from torch import nn
+
+from evergrad import Publisher, Replica
+from evergrad.demo.lenet import make_lenet5
+from evergrad.errors import ServerError
+from evergrad.pytorch.bridge import ReplicaModule
+from evergrad.serve.client import InferenceClient
+
+MODELS = {"lenet5": (make_lenet5, (1, 28, 28)), "resnet18": (ResNet18, (3, 32, 32))}
+RATES = (10, 100)
+BACK = (1, 10, 100)
+LOAD_S = 0.5  # at the beginning of a block, and not counted
+
+
+class Pushed(ReplicaModule):
+    """What people do without updates: the whole state comes as a file, and is loaded between two batches."""
+
+    def __init__(self, module: nn.Module, replica: Replica, place: Path) -> None:
+        super().__init__(module, replica)
+        self._target, self._place, self._lock = module, place, threading.Lock()
+        self.pushes = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def predict(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+        with self._lock:
+            return super().predict(x)
+
+    def _watch(self) -> None:
+        while True:
+            if not self._place.exists():
+                time.sleep(0.001)
+                continue
+            taken = self._place.with_suffix(".taken")
+            os.replace(self._place, taken)
+            state = torch.load(taken, weights_only=True)
+            with self._lock, torch.no_grad():
+                self._target.load_state_dict(state)
+            self.pushes += 1
+            counting = self._place.with_suffix(".counting")
+            counting.write_text(str(self.pushes))
+            os.replace(counting, self._place.with_suffix(".count"))
+
+
+def serve_here(model: str, log: str, port: int, pushed: str | None) -> None:
+    """The server's process."""
+    from evergrad.serve.server import Settings, serve
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module, replica = MODELS[model][0](), Replica(log)
+    replica.sync()
+    servable = ReplicaModule(module, replica) if pushed is None else Pushed(module, replica, Path(pushed))
+    serve(servable, Settings(port=port), on_start=lambda url: print(url, flush=True))
+
+
+def load_here(url: str, model: str, clients: int) -> None:
+    """The clients' process: for each number of seconds on stdin, a line of JSON: latencies in ms, and failures."""
+    x = np.random.default_rng(0).standard_normal((1, *MODELS[model][1])).astype(np.float32)
+    for line in sys.stdin:
+        begin = time.perf_counter() + LOAD_S
+        end, found, failed = begin + float(line), [], []
+
+        def ask(
+            begin: float = begin, end: float = end, found: list[float] = found, failed: list[float] = failed
+        ) -> None:
+            with InferenceClient(url, timeout_s=60) as client:
+                while (start := time.perf_counter()) < end:
+                    try:
+                        client.infer(x)
+                    except ServerError:
+                        failed.append(time.perf_counter())
+                        time.sleep(0.005)
+                        continue
+                    if start >= begin:
+                        found.append(1000 * (time.perf_counter() - start))
+
+        threads = [threading.Thread(target=ask) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(json.dumps({"ms": found, "failed": len(failed)}), flush=True)
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "benchmarks.serving", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
+
+
+@contextmanager
+def server(model: str, log: str, port: int = 0, pushed: str | None = None) -> Iterator[str]:
+    extra = [] if pushed is None else ["--pushed", pushed]
+    with process("--serve", log, "--model", model, "--port", str(port), *extra) as running:
+        url = running.stdout.readline().strip()  # type: ignore[union-attr]
+        with InferenceClient(url) as client:
+            while not client.ready():
+                time.sleep(0.01)
+        yield url
+
+
+class Load:
+    """The clients."""
+
+    def __init__(self, running: subprocess.Popen[str]) -> None:
+        self._in, self._out = running.stdin, running.stdout
+
+    def start(self, seconds: float) -> None:
+        print(seconds, file=self._in, flush=True)
+
+    def wait(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._out.readline())  # type: ignore[union-attr]
+        return found
+
+
+class Released:
+    """Updates that were published before, moved into the served log one by one."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self._waiting = sorted((source / "updates").iterdir())
+        self._target = target / "updates"
+        self._next = 0
+
+    def __call__(self) -> None:
+        path = self._waiting[self._next]
+        os.link(path, self._target / path.name)
+        self._next += 1
+
+
+class Push:
+    """The whole state, put in the place where the other server looks for it."""
+
+    def __init__(self, module: nn.Module, place: Path) -> None:
+        self._module, self._place = module, place
+
+    def __call__(self) -> None:
+        beside = self._place.with_suffix(".part")
+        torch.save(self._module.state_dict(), beside)
+        os.replace(beside, self._place)
+
+
+def publish(model: str, density: float, count: int, place: Path) -> nn.Module:
+    """A log with so many updates, of a model whose weights move at random; gives the model."""
+    torch.manual_seed(0)
+    module = MODELS[model][0]()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    settings: dict[str, Any] = {"density": density, "snapshot_every_bytes": 1 << 40}
+    with Publisher(module, optimizer, f"file:{place}", **settings) as publisher:
+        noise = [torch.randn_like(p) for p in module.parameters()]
+        for step in range(count):
+            for parameter, each in zip(module.parameters(), noise, strict=True):
+                parameter.grad = each.roll(step)
+            optimizer.step()
+            publisher.publish()
+    return module
+
+
+def block(load: Load, seconds: float, rate: float, release: Any) -> dict[str, float]:
+    """One block: requests a second, latencies in ms, and releases a second."""
+    load.start(seconds)
+    start, released = time.perf_counter(), 0
+    end = start + LOAD_S + seconds
+    while rate and (now := time.perf_counter()) < end:
+        if now - start >= released / rate:
+            release()
+            released += 1
+        else:
+            time.sleep(min(0.5 / rate, 0.002))
+    found = load.wait()
+    ms = np.array(found["ms"])
+    return {"requests_s": len(ms) / seconds, "p50_ms": float(np.median(ms)), "p99_ms": float(np.quantile(ms, 0.99))}
+
+
+def compare(load: Load, rounds: int, seconds: float, release: Any, count: Any) -> dict[str, Any]:
+    """All blocks against one server. `count`: the updates that it applied so far."""
+    block(load, seconds, 0, release)  # a warm-up
+    blocks: dict[int, list[dict[str, float]]] = {0: [], **{rate: [] for rate in RATES}}
+    ratios: dict[int, list[tuple[float, float]]] = {rate: [] for rate in RATES}
+    applied: dict[int, list[float]] = {rate: [] for rate in RATES}
+    for number in range(rounds):
+        for rate in RATES if number % 2 == 0 else reversed(RATES):
+            pair: dict[int, dict[str, float]] = {}
+            for each in (0, rate) if number % 2 == 0 else (rate, 0):
+                before = count()
+                pair[each] = block(load, seconds, each, release)
+                blocks[each].append(pair[each])
+                if each:
+                    applied[each].append((count() - before) / (LOAD_S + seconds))
+            ratios[rate].append(tuple(pair[rate][key] / pair[0][key] for key in ("requests_s", "p99_ms")))  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+    for key in ("requests_s", "p50_ms", "p99_ms"):
+        found[key] = {str(rate): statistics.median(b[key] for b in each) for rate, each in blocks.items()}
+    for at, key in enumerate(("throughput_ratio", "p99_ratio")):
+        found[key] = {str(rate): statistics.median(pair[at] for pair in each) for rate, each in ratios.items()}
+        found[f"{key}_quartiles"] = {
+            str(rate): np.quantile([pair[at] for pair in each], (0.25, 0.75)).tolist() for rate, each in ratios.items()
+        }
+    found["applied_s"] = {str(rate): statistics.median(each) for rate, each in applied.items()}
+    return found
+
+
+def back_ms(url: str, model: str) -> dict[str, float]:
+    """Milliseconds of a request by the version so many versions back; "0": the newest."""
+    x = np.zeros((1, *MODELS[model][1]), np.float32)
+    found = {}
+    with InferenceClient(url) as client:
+        head = client.info()["version"]
+        for back in (0, *(each for each in BACK if each <= head)):
+            times = []
+            for _ in range(10):
+                start = time.perf_counter()
+                try:
+                    client.infer(x, head - back if back else None)
+                except ServerError:
+                    break
+                times.append(1000 * (time.perf_counter() - start))
+            if times:
+                found[str(back)] = statistics.median(times)
+    return found
+
+
+def restart(model: str, log: str, clients: int) -> dict[str, float]:
+    """What clients see of a server that is started again."""
+    with server(model, log) as url, process("--load", url, "--model", model, "--clients", str(clients)) as running:
+        port = int(url.rpartition(":")[2])
+        load = Load(running)
+        load.start(0.0)  # the processes are warm after it
+        load.wait()
+    with process("--load", url, "--model", model, "--clients", str(clients)) as running:
+        load = Load(running)
+        with server(model, log, port):
+            load.start(20.0)
+            time.sleep(1.0)
+        start = time.perf_counter()
+        with server(model, log, port):
+            down_s = time.perf_counter() - start
+            failed = load.wait()["failed"]
+    return {"down_s": down_s, "failed": failed}
+
+
+def measure(model: str, *, density: float, rounds: int, block_s: float, clients: int) -> dict[str, Any]:
+    """All figures of one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, served, whole = (Path(folder, name) for name in ("source", "served", "whole"))
+        count = int(rounds * sum(RATES) * (block_s + LOAD_S + 1)) + 10
+        module = publish(model, density, count, source)
+        for place in (served, whole):
+            shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.eg"))
+            (place / "updates").mkdir(exist_ok=True)
+            (place / "latest.json").unlink()  # it names a snapshot that comes after the updates to release
+            for path in sorted((place / "snapshots").iterdir())[1:]:
+                path.unlink()
+        update_bytes = statistics.median(path.stat().st_size for path in (source / "updates").iterdir())
+        arguments = ("--model", model, "--clients", str(clients))
+        with server(model, f"file:{served}") as url, process("--load", url, *arguments) as running:
+            with InferenceClient(url) as client:
+                found = compare(
+                    Load(running), rounds, block_s, Released(source, served), lambda: client.info()["version"]
+                )
+            found["versions"] = back_ms(url, model)
+        place = Path(folder, "state.pt")
+        counted = place.with_suffix(".count")
+        push = Push(module, place)
+        with (
+            server(model, f"file:{whole}", pushed=str(place)) as url,
+            process("--load", url, *arguments) as running,
+        ):
+            found["push"] = compare(
+                Load(running), rounds, block_s, push, lambda: int(counted.read_text()) if counted.exists() else 0
+            )
+        found["restart"] = restart(model, f"file:{served}", clients)
+        settings = {"model": model, "density": density, "rounds": rounds, "block_s": block_s, "clients": clients}
+        return {**settings, "update_bytes": update_bytes, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, help="default: both")
+    parser.add_argument("--density", type=float, default=1e-3)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--block-s", type=float, default=3.0)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    for hidden in ("--serve", "--pushed", "--load"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve_here(given.model, given.serve, given.port, given.pushed)
+        return
+    if given.load:
+        load_here(given.load, given.model, given.clients)
+        return
+    found = []
+    for model in [given.model] if given.model else MODELS:
+        settings = {"density": given.density, "rounds": given.rounds}
+        found.append(measure(model, **settings, block_s=given.block_s, clients=given.clients))
+        if not given.json:
+            keys = ("throughput_ratio", "p99_ratio", "requests_s", "p99_ms", "versions", "restart")
+            print(model, json.dumps({key: found[-1][key] for key in keys}))
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    print(json.dumps({"results": found, "machine": machine(), "date": today}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The grid: which strategies, with which settings, and how long each takes in training steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.prapas2021.protocol import DENSITIES, SPARSE_TRIGGER, TRIGGERS, Protocol
+
+Kind = Literal["first", "never-updated", "online", "retrained", "proactive", "masked", "closed", "open", "overhead"]
+SERVING_BATCH = 80  # of what learns at no trigger: a divisor of 640 and of 10,000
+OVERHEAD_STEPS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One strategy with one seed.
+
+    Attributes:
+        kind: first (the initial training), masked (the authors' sparse training), closed and open (ours; see the
+            `forward` of a `Publisher`), overhead (dense, the authors' and ours side by side), and the baselines.
+        trigger: new examples a step. density, selection: of sparse training.
+    """
+
+    kind: Kind
+    seed: int
+    trigger: int = SPARSE_TRIGGER
+    density: float | None = None
+    selection: Literal["top", "random"] = "top"
+
+    @property
+    def name(self) -> str:
+        """Without the seed."""
+        if self.kind == "proactive":
+            return f"proactive-{self.trigger}"
+        if self.density is None:
+            return self.kind
+        exponent = f"{self.density:.0e}".replace("e-0", "e-")
+        return f"overhead-{exponent}" if self.kind == "overhead" else f"{self.kind}-{self.selection}-{exponent}"
+
+
+def grid(protocol: Protocol, seeds: int) -> list[Cell]:
+    """All cells; seed by seed, each one's initial training first."""
+    return [cell for seed in range(seeds) for cell in _of_seed(protocol, seed)]
+
+
+def _of_seed(protocol: Protocol, seed: int) -> list[Cell]:
+    return [
+        Cell(kind="first", seed=seed),
+        Cell(kind="never-updated", seed=seed),
+        Cell(kind="online", seed=seed, trigger=protocol.online),
+        *(Cell(kind="proactive", seed=seed, trigger=trigger) for trigger in TRIGGERS),
+        *(
+            Cell(kind=kind, seed=seed, density=density, selection=selection)
+            for selection in (("top", "random") if protocol.data == "mnist" else ("top",))
+            for density in DENSITIES
+            for kind in ("masked", "closed", "open")
+        ),
+        *(Cell(kind="overhead", seed=seed, density=density) for density in DENSITIES),
+        Cell(kind="retrained", seed=seed),
+    ]
+
+
+def steps_of(cell: Cell, protocol: Protocol) -> int:
+    """Training steps, or, where there are none, about as many as its predictions take the time of."""
+    if cell.kind == "first":
+        return protocol.first_epochs * -(-protocol.first // protocol.batch_size)
+    if cell.kind == "retrained":
+        every, ends = protocol.retrain_every, range(protocol.first, protocol.first + protocol.stream + 1)
+        return protocol.retrain_epochs * sum(-(-end // protocol.batch_size) for end in ends[every::every])
+    if cell.kind == "overhead":
+        return 3 * min(OVERHEAD_STEPS, protocol.stream // cell.trigger)
+    if cell.kind == "never-updated":
+        return max(1, protocol.stream // 1000)
+    return -(-protocol.stream // cell.trigger)

@@ -1,0 +1,165 @@
+"""`evergrad serve`: one server process, or several that share a port and their downloads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evergrad.config import import_object
+from evergrad.errors import ConfigError, EvergradError, LogNotFound, NotSynced
+from evergrad.log import UpdateLog, open_log
+from evergrad.log.local import LocalStore
+from evergrad.replica import Replica
+
+if TYPE_CHECKING:
+    from evergrad.serve.server import Candidate, Servable, Settings
+
+_Model = Annotated[
+    str | None,
+    typer.Option(help="How to build the module, package.module:callable. Default: what the log says."),
+]
+_Input = Annotated[
+    str | None, typer.Option("--input", help="What the model takes, e.g. image:FP32:-1,1,28,28; -1: any length.")
+]
+_MaxStaleness = Annotated[float | None, typer.Option(help="Seconds; staler than that it answers, and is not ready.")]
+_Candidate = Annotated[
+    str | None,
+    typer.Option(help="The log of a second model; LOG itself: the version of now is held against newer ones."),
+]
+_Token = Annotated[
+    str | None, typer.Option(envvar="EVERGRAD_TOKEN", help="What requests carry as a bearer token.", hidden=True)
+]
+
+
+def serve(
+    log: Annotated[str, typer.Argument(help="The update log, for example file:updates.", show_default=False)],
+    model: _Model = None,
+    name: Annotated[str, typer.Option(help="The model's name in URLs.")] = "model",
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
+    grpc_port: Annotated[int | None, typer.Option(help="Serve gRPC there too; 0: any free one.")] = None,
+    device: Annotated[str, typer.Option(help="Where the module computes: cpu, cuda, cuda:1.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that share the ports and the downloads.", min=1)] = 1,
+    input_: _Input = None,
+    batch_rows: Annotated[int, typer.Option(help="Most rows computed at once; 1: each request alone.")] = 32,
+    batch_delay_ms: Annotated[float, typer.Option(help="Longest wait for more requests; none when idle.")] = 2.0,
+    max_staleness: _MaxStaleness = None,
+    candidate: _Candidate = None,
+    candidate_share: Annotated[float, typer.Option(help="Fraction of the requests that go to it.")] = 0.1,
+    shadow: Annotated[bool, typer.Option(help="The candidate's answers are only compared.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain (PEM): serves HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    token: _Token = None,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
+    share: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Serves the newest version of a log's model (Open Inference Protocol, REST and gRPC), and keeps it fresh.
+
+    The environment's EVERGRAD_TOKEN is the bearer token that requests must carry, if it is set.
+    """
+    from evergrad.serve.access import Tls, Token
+    from evergrad.serve.batch import Batching
+    from evergrad.serve.server import Candidate, Settings
+    from evergrad.serve.signature import TensorType
+
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
+    if candidate is not None and (workers > 1 or worker is not None):
+        raise ConfigError("--candidate", "needs one worker: promoting it is a call to one process")
+    settings = Settings(
+        name=name,
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        batching=Batching(rows=batch_rows, delay_s=batch_delay_ms / 1000),
+        max_staleness_s=max_staleness,
+        input=None if input_ is None else TensorType.parse(input_),
+        token=None if token is None else Token(token),
+        tls=None if tls_cert is None or tls_key is None else Tls(cert=tls_cert, key=tls_key),
+        worker=worker,
+    )
+    if workers > 1:
+        from evergrad.serve.workers import run_workers
+
+        run_workers(sys.argv[1:], workers, settings)
+        return
+    sys.path.insert(0, os.getcwd())
+    replica = Replica(_opened(log, share))
+    stable = _servable(replica, model, device)
+    trial = None
+    if candidate is not None:
+        if candidate == log:
+            replica.rollback(replica.version)  # holds it there
+        other = _servable(Replica(candidate), model, device)
+        trial = Candidate(servable=other, share=candidate_share, shadow=shadow)
+    _run(stable, settings, trial)
+
+
+def _opened(log: str, share: Path | None) -> str | UpdateLog:
+    if share is None:
+        return log
+    from evergrad.log.shared import SharedStore
+
+    opened = open_log(log)
+    return log if isinstance(opened.store, LocalStore) else UpdateLog(SharedStore(opened.store, share, log), log)
+
+
+def _servable(replica: Replica, model: str | None, device: str) -> Servable:
+    """A module that follows `replica`; of a log that is not begun, one that waits for it."""
+    from evergrad.serve.servable import Late
+
+    begun = True
+    try:
+        replica.sync()
+    except (LogNotFound, NotSynced) as error:
+        if model is None:
+            raise
+        begun = False
+        typer.echo(f"evergrad: waiting for the first version: {error}", err=True)
+    except EvergradError as error:
+        if replica.stats().version is None:
+            raise
+        typer.echo(f"evergrad: serving version {replica.version} for now: {error}", err=True)
+    path = model or replica.log.model
+    if path is None:
+        raise ConfigError(
+            "--model", "this log does not say how to build its module; name it as package.module:callable"
+        )
+    from evergrad.pytorch.bridge import ReplicaModule
+    from evergrad.pytorch.placed import PlacedModule
+
+    module = import_object(path, "--model")()
+
+    def build() -> Servable:
+        return ReplicaModule(module, replica) if device == "cpu" else PlacedModule(module, replica, device)
+
+    return build() if begun else Late(replica, build)
+
+
+def _run(servable: Servable, settings: Settings, candidate: Candidate | None) -> None:
+    from evergrad.serve.server import Server
+
+    server = Server(servable, settings, candidate=candidate)
+    version = servable.replica.stats().version
+
+    def on_start(url: str) -> None:
+        what = "no version yet" if version is None else f"version {version}"
+        grpc = "" if server.grpc_port is None else f" and gRPC on port {server.grpc_port}"
+        print(f"serving {settings.name} at {what} on {url}{grpc}\n", end="", flush=True)  # noqa: T201
+
+    if settings.worker is not None:
+        threading.Thread(target=_stop_with_parent, args=(server.stop,), daemon=True).start()
+    server.run(on_start)
+
+
+def _stop_with_parent(stop: Callable[[], None]) -> None:
+    # The parent holds the other end, and says nothing: the end of the stream is the end of the parent.
+    while os.read(0, 1):
+        pass
+    stop()
