@@ -88,8 +88,9 @@ class Buffers:
         """What brings the deployed elements that are off by more than `tolerance` of their yardstick to within it.
 
         The yardstick is the element itself, and of a BatchNorm's mean the channel's standard deviation where that is
-        larger: many means are near zero, and what they are off by counts in deviations. Elements of integer buffers are
-        due whenever they differ. Those in `cast` are left out. Raises NonFiniteWeights.
+        larger: many means are near zero, and what they are off by counts in deviations. A BatchNorm's variance may be
+        off by twice as much, which is `tolerance` of the deviation. Elements of integer buffers are due whenever they
+        differ. Those in `cast` are left out. Raises NonFiniteWeights.
         """
         quick: dict[torch.dtype, list[ModuleTensor]] = {torch.float32: [], torch.int64: []}
         due, buffers = [], self.exact()
@@ -117,7 +118,8 @@ class Buffers:
         from evergrad.pytorch import kernels
 
         rows, deployed, first = self._where(buffers, "F32", among)
-        positions, values, bad = kernels.stale(rows, deployed, tolerance)
+        tolerances = np.array([_tolerance_of(each.name, tolerance) for each in buffers])
+        positions, values, bad = kernels.stale(rows, deployed, tolerances)
         if bad >= 0:
             raise NonFiniteWeights(buffers[bad].name, step)
         return [Values(positions + first, values, "F32")] if len(positions) else []
@@ -155,8 +157,12 @@ class Buffers:
             yardstick, variance = live.abs(), _variance(found, among)
             if variance is not None:
                 yardstick = yardstick.maximum(variance.detach().double().sqrt())
-            changed &= ~((live - deployed.double()).abs() <= tolerance * yardstick)
+            changed &= ~((live - deployed.double()).abs() <= _tolerance_of(found.name, tolerance) * yardstick)
         return changed
+
+
+def _tolerance_of(name: str, tolerance: float) -> float:
+    return 2 * tolerance if name.endswith("running_var") else tolerance
 
 
 def _variance(found: ModuleTensor, among: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -262,12 +262,13 @@ def move(positions: Any, moves: Any, olds: Any, count: int, k: int, deployed: An
 
 
 @compiled
-def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
-    """Elements of float32 buffers that are off by more than a fraction `tolerance` of their yardstick.
+def stale(buffers: Any, deployed: Any, tolerances: Any) -> Any:
+    """Elements of float32 buffers that are off by more than a fraction of their yardstick.
 
     Args:
         buffers: int64 [n, 4]: address of a buffer's elements, position in `deployed`, length, and address of as many
             variances, whose square roots are the yardstick where they are larger than the elements (0: none).
+        tolerances: float64 [n]: the fraction, for each buffer.
 
     Returns:
         Their positions and live values, in the order of `buffers`, and the first buffer whose bits differ where it is
@@ -291,7 +292,7 @@ def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
                 yardstick = abs(np.float64(here))
                 if variances:
                     yardstick = max(yardstick, np.sqrt(np.float64(carray(_pointer(variances), len(live))[i])))
-                if abs(np.float64(here) - np.float64(there)) <= tolerance * yardstick:
+                if abs(np.float64(here) - np.float64(there)) <= tolerances[number] * yardstick:
                     continue
                 if turn:
                     positions[found], values[found] = start + i, here
