@@ -136,12 +136,38 @@ def test_deployed_statistics_stay_within_the_tolerance(tolerance: float, forward
     for _ in train(model, optimizer, 40):
         publisher.publish()
         assert_equal(publisher, replica)
-        for name in ("1.running_mean", "1.running_var"):
-            live, deployed = model.state_dict()[name].double().numpy(), replica.weights[name].astype(np.float64)
-            assert (np.abs(deployed - live) <= tolerance * np.abs(live)).all()
+        deviation = model[1].running_var.double().sqrt().numpy()
+        for name, allowed in (("running_mean", tolerance), ("running_var", 2 * tolerance)):
+            live = model.state_dict()[f"1.{name}"].double().numpy()
+            deployed = replica.weights[f"1.{name}"].astype(np.float64)
+            yardstick = np.maximum(np.abs(live), deviation) if name == "running_mean" else np.abs(live)
+            assert (np.abs(deployed - live) <= allowed * yardstick).all()
             held_back += int((deployed != live).sum())
         assert int(replica.weights["1.num_batches_tracked"]) == int(model[1].num_batches_tracked)
     assert (held_back > 0) == (tolerance > 0), "a statistic that is nearly right costs nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_mean_is_off_by_counts_in_deviations_and_a_variance_may_be_off_by_twice_the_tolerance(
+    dtype: torch.dtype, url: str
+) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).to(dtype)
+    optimizer = sgd(model)
+    norm = model[0]
+    norm.running_mean.copy_(torch.tensor([0.0, 0.0, 1000.0, 1000.0]))
+    norm.running_var.copy_(torch.tensor([100.0, 100.0, 1.0, 1.0]))
+    with Publisher(model, optimizer, url, density=0.5, buffer_tolerance=0.02) as publisher:
+        replica = evergrad.Replica(url)
+        norm.running_mean.copy_(torch.tensor([0.19, 0.21, 1019.0, 1021.0]))
+        norm.running_var.copy_(torch.tensor([103.0, 105.0, 1.03, 1.05]))
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        publisher.publish()
+        assert_equal(publisher, replica)
+    told = [abs(replica.weights["0.running_mean"] - np.array([0, 0, 1000, 1000])) > 0,
+            abs(replica.weights["0.running_var"] - np.array([100, 100, 1, 1])) > 0]  # fmt: skip
+    assert np.array(told).tolist() == [[False, True, False, True], [False, True, False, True]]
 
 
 @pytest.mark.parametrize("forward", FORWARDS)

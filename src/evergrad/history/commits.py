@@ -45,10 +45,13 @@ class Commits:
     def __init__(self, folder: Path, handles: Handles, *, writable: bool) -> None:
         self._folder, self._path, self._handles, self.count = folder, folder / "commits", handles, 0
         self._flags = os.O_RDWR if writable else os.O_RDONLY
+        self._last: Commit | None = None
 
     @property
     def last(self) -> Commit:
-        return self[self.count - 1] if self.count else NOTHING
+        if self._last is None:
+            self._last = self[self.count - 1] if self.count else NOTHING
+        return self._last
 
     def __getitem__(self, number: int) -> Commit:
         found = self.find(number)
@@ -69,19 +72,19 @@ class Commits:
         count = os.fstat(self._fd()).st_size // _RECORD.size
         while count > self.count and self.find(count - 1) is None:
             count -= 1
-        self.count = count
+        self.count, self._last = count, None
 
     def append(self, commit: Commit) -> None:
         """Adds a record after the last; what an OSError leaves of it does not count, and the next overwrites it."""
         data = _RECORD.pack(*commit, 0)
         data = data[:-8] + _check(data, self.count).to_bytes(8, "little")
         write_all(self._fd(), memoryview(data), self.count * _RECORD.size)
-        self.count += 1
+        self.count, self._last = self.count + 1, commit
 
     def cut(self, count: int) -> None:
         """Forgets all records after the first `count`, and what is left of others."""
         os.ftruncate(self._fd(), count * _RECORD.size)
-        self.count = count
+        self.count, self._last = count, None
 
     def sync(self) -> None:
         """Waits until they are on the disk."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
+from types import TracebackType
 
 from evergrad.errors import HistoryLocked, HistoryUnavailable
 
@@ -32,6 +34,25 @@ class Handles:
         """Closes all files; the lock goes with its own."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+class Locked:
+    """One thread at a time works on a history, and what the disk refuses has a name.
+
+    Args:
+        path: the history's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._lock.release()
+        if isinstance(error, OSError):
+            raise HistoryUnavailable(str(self._path), str(error)) from error
 
 
 def take_lock(folder: Path, handles: Handles) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import logging
 import math
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -20,7 +18,7 @@ from evergrad.errors import HistoryDamaged, HistoryMismatch, HistoryUnavailable,
 from evergrad.history.batch import arrays_of, count_rows
 from evergrad.history.commits import Commits
 from evergrad.history.exclusions import Exclusions
-from evergrad.history.handles import Handles, take_lock
+from evergrad.history.handles import Handles, Locked, take_lock
 from evergrad.history.layout import NAME, Arrays, Column, Layout, layout_of, read_layout, write_layout
 from evergrad.history.limits import Limits
 from evergrad.history.mark import Mark, boot_id, write_mark
@@ -86,7 +84,8 @@ class History:
     ) -> None:
         self.path, self._clock, self._read_only = Path(path), clock, read_only
         self._limits = Limits(rows=keep_rows, bytes=keep_bytes, age_s=keep_s)
-        self._lock, self._handles, self._is_open = threading.RLock(), Handles(), True
+        self._handles, self._is_open = Handles(), True
+        self._locked = Locked(self.path)
         self._finalizer = weakref.finalize(self, self._handles.close_all)
         self._layout: Layout | None = None
         self._reader: Reader | None = None
@@ -101,7 +100,7 @@ class History:
             if read_only:
                 self.refresh()
             elif (self.path / NAME).exists():
-                with self._telling():
+                with self._locked:
                     self._take_over()
         except BaseException:
             self.close()
@@ -132,7 +131,7 @@ class History:
         It is a function of the examples alone, which a trainer that goes back and on again can rely on. `first` may be
         lower, where `keep_from` spares what is beyond the limits.
         """
-        with self._lock:
+        with self._locked:
             if end == self.end:
                 return max(self._kept, self.first)
             segments = self._held.segments
@@ -179,7 +178,7 @@ class History:
             HistoryUnavailable: the disk refused, or is full, or this is closed or read-only; nothing was appended.
             HistoryLocked: somebody else has begun the history.
         """
-        with self._lock, self._telling():
+        with self._locked:
             self._require_writable()
             arrays = arrays_of(columns, self._layout)
             layout = self._layout or layout_of(arrays)
@@ -203,7 +202,7 @@ class History:
             NotInHistory: an id or a column that is not there. (Of an open reader: a writer may have removed it since.)
             HistoryDamaged: a file is not as long as it must be.
         """
-        with self._lock, self._telling():
+        with self._locked:
             held, ids = self._checked(ids)
             if self._reader is None:
                 return {}
@@ -215,7 +214,7 @@ class History:
         Raises:
             NotInHistory, HistoryDamaged: as for `gather`.
         """
-        with self._lock, self._telling():
+        with self._locked:
             held, ids = self._checked(ids)
             if self._reader is None:
                 return np.empty(0, np.int64)
@@ -223,7 +222,7 @@ class History:
 
     def since(self, arrived_us: int) -> int:
         """The lowest id that arrived at that time or later; `end` where none did."""
-        with self._lock:
+        with self._locked:
             ids = range(self.first, self.end)
             return self.first + bisect.bisect_left(
                 ids, arrived_us, key=lambda one: int(self.arrived_us(np.array([one]))[0])
@@ -235,7 +234,7 @@ class History:
         Raises:
             NotInHistory: it is yet to come, or retention has removed some of it.
         """
-        with self._lock, self._telling():
+        with self._locked:
             self._require_open()
             if not 0 <= number < self.batches:
                 raise NotInHistory(f"batch {number}", f"{self.batches} batches")
@@ -253,7 +252,7 @@ class History:
             NotInHistory: they reach beyond the ids ever given.
             HistoryUnavailable: the disk refused, or this is closed or read-only.
         """
-        with self._lock, self._telling():
+        with self._locked:
             self._require_writable()
             if not 0 <= first <= last <= self.end:
                 raise NotInHistory(f"the range {first} to {last}", self._holds())
@@ -270,7 +269,7 @@ class History:
         Raises:
             HistoryDamaged, HistoryUnavailable: as when it is opened.
         """
-        with self._lock, self._telling():
+        with self._locked:
             self._require_open()
             if self._read_only and (self._layout is not None or (self.path / NAME).exists()):
                 self._look()
@@ -285,7 +284,7 @@ class History:
         Raises:
             HistoryUnavailable: the disk refused, or this is closed or read-only.
         """
-        with self._lock, self._telling():
+        with self._locked:
             self._require_writable()
             if self._writer:
                 self._writer.sync()
@@ -293,7 +292,7 @@ class History:
 
     def close(self) -> None:
         """Lets go of the lock, the files and the memory; nothing can be asked of it afterwards."""
-        with self._lock:
+        with self._locked:
             self._is_open, self._writer = False, None
             self._handles.close_all()
             if self._reader:
@@ -365,6 +364,8 @@ class History:
 
     def _retain(self, writer: Writer) -> None:
         segments, spared = writer.segments, self.keep_from
+        if self._limits.keep_all:
+            return
         count = self._beyond(segments, self.end, self._newest_us)
         self._kept = int(segments.starts[count]) if len(segments) else 0
         if spared is not None:
@@ -441,13 +442,6 @@ class History:
         self._require_open()
         if self._read_only:
             raise HistoryUnavailable(str(self.path), "it was opened with read_only=True")
-
-    @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise HistoryUnavailable(str(self.path), str(error)) from error
 
 
 def begin_folder(folder: Path, layout: Layout) -> None:

@@ -32,6 +32,10 @@ class Limits:
                 raise ConfigError(f"history.{key}", f"must be above 0, not {value}")
 
     @property
+    def keep_all(self) -> bool:
+        return self.rows is None and self.bytes is None and self.age_s is None
+
+    @property
     def segment_rows(self) -> int | None:
         return None if self.rows is None else max(1, self.rows // _PARTS)
 

@@ -51,6 +51,8 @@ class Writer:
         self._folder, self._handles, self._layout, self._limits = folder, handles, layout, limits
         self._commits, self.segments = commits, segments
         self._sizes, self._strides = layout.sizes(), layout.strides()
+        self._row_bytes = sum(self._strides.values())
+        self._is_ragged = any(column.kind != "fixed" for column in layout.columns)
         self._newest: _Newest | None = None
         self._unsynced: set[str] = set()
 
@@ -107,7 +109,7 @@ class Writer:
 
     def bytes_of(self, position: int, rows: int) -> int:
         """Bytes of the first `rows` rows of a segment."""
-        folder, size = self._folder / self.segments.name(position), rows * sum(self._strides.values())
+        folder, size = self._folder / self.segments.name(position), rows * self._row_bytes
         for name in self._strides:
             if name.endswith(".offsets"):
                 size += int.from_bytes(_read(folder / name, rows * 8, rows * 8 + 8), "little")
@@ -141,13 +143,15 @@ class Writer:
         rows = last - done
         if rows <= 0:
             return 0
-        total = np.arange(1, rows + 1) * sum(self._strides.values())
+        if limits.segment_bytes is None and not self._is_ragged:
+            return rows
+        total = np.arange(1, rows + 1) * self._row_bytes
         for name, ragged in _ragged(self._layout, arrays):
             size = (ragged.offsets[done + 1 : last + 1] - ragged.offsets[done]) * ragged.data.itemsize
             total += size
             rows = min(rows, _fitting(size, self._layout.bytes_per_segment - newest.used[name]))
         if limits.segment_bytes is not None:
-            held = newest.rows * sum(self._strides.values()) + sum(newest.used.values())
+            held = newest.rows * self._row_bytes + sum(newest.used.values())
             rows = min(rows, _fitting(total, limits.segment_bytes - held))
         return rows if newest.rows else max(1, rows)
 

@@ -6,7 +6,7 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -85,31 +85,41 @@ class Buffers:
             found.tensor.detach().copy_(self._deployed[found.name])
 
     def stale(self, tolerance: float, step: int) -> list[Section]:
-        """What brings the deployed elements that are off by more than `tolerance` of themselves to within it.
+        """What brings the deployed elements that are off by more than `tolerance` of their yardstick to within it.
 
-        Elements of integer buffers are due whenever they differ. Those in `cast` are left out. Raises NonFiniteWeights.
+        The yardstick is the element itself, and of a BatchNorm's mean the channel's standard deviation where that is
+        larger: many means are near zero, and what they are off by counts in deviations. A BatchNorm's variance may be
+        off by twice as much, which is `tolerance` of the deviation. Elements of integer buffers are due whenever they
+        differ. Those in `cast` are left out. Raises NonFiniteWeights.
         """
         quick: dict[torch.dtype, list[ModuleTensor]] = {torch.float32: [], torch.int64: []}
-        due = []
-        for found in self.exact():
+        due, buffers = [], self.exact()
+        among = {found.name: found.tensor for found in buffers}
+        for found in buffers:
             if COMPILED and found.tensor.dtype in quick and found.tensor.is_contiguous():
                 quick[found.tensor.dtype].append(found)
             else:
-                due.append((found.name, found.tensor, self._is_due(found, tolerance, step)))
-        told = [*self._stale_float32(quick[torch.float32], tolerance, step), *self._differing(quick[torch.int64])]
+                due.append((found.name, found.tensor, self._is_due(found, among, tolerance, step)))
+        told = [
+            *self._stale_float32(quick[torch.float32], among, tolerance, step),
+            *self._differing(quick[torch.int64]),
+        ]
         sections: list[Section] = []
         for values in merged([*told, *_parts(due, self._state)]):
             old = self._state.elements_at(values.dtype, values.indices)
             sections.extend(tell_within(values, old, tolerance))
         return sections
 
-    def _stale_float32(self, buffers: Sequence[ModuleTensor], tolerance: float, step: int) -> list[Values]:
+    def _stale_float32(
+        self, buffers: Sequence[ModuleTensor], among: Mapping[str, torch.Tensor], tolerance: float, step: int
+    ) -> list[Values]:
         if not buffers:
             return []
         from evergrad.pytorch import kernels
 
-        rows, deployed, first = self._where(buffers, "F32")
-        positions, values, bad = kernels.stale(rows, deployed, tolerance)
+        rows, deployed, first = self._where(buffers, "F32", among)
+        tolerances = np.array([_tolerance_of(each.name, tolerance) for each in buffers])
+        positions, values, bad = kernels.stale(rows, deployed, tolerances)
         if bad >= 0:
             raise NonFiniteWeights(buffers[bad].name, step)
         return [Values(positions + first, values, "F32")] if len(positions) else []
@@ -119,25 +129,50 @@ class Buffers:
             return []
         from evergrad.pytorch import kernels
 
-        rows, deployed, first = self._where(buffers, "I64")
+        rows, deployed, first = self._where(buffers, "I64", {})
         positions, values = kernels.differing(rows, deployed)
         return [Values(positions + first, values, "I64")] if len(positions) else []
 
-    def _where(self, buffers: Sequence[ModuleTensor], dtype: str) -> tuple[npt.NDArray[np.int64], Array, int]:
-        """Address, place among the deployed elements, and length of each buffer; these elements; the first's index."""
+    def _where(
+        self, buffers: Sequence[ModuleTensor], dtype: str, among: Mapping[str, torch.Tensor]
+    ) -> tuple[npt.NDArray[np.int64], Array, int]:
+        """Rows as `kernels.stale` takes them; the deployed elements; the first one's index."""
         number, group = next((n, g) for n, g in enumerate(self._state.schema.groups) if g.dtype == dtype)
-        table = self._state.schema.by_name
-        rows = [(t.tensor.data_ptr(), table[t.name].offset - group.start, t.tensor.numel()) for t in buffers]
+        table, rows = self._state.schema.by_name, []
+        for each in buffers:
+            variance = _variance(each, among)
+            address = 0 if variance is None or not variance.is_contiguous() else variance.data_ptr()
+            place = table[each.name].offset - group.start
+            rows.append((each.tensor.data_ptr(), place, each.tensor.numel(), address))
         return np.array(rows, np.int64), self._state.arrays[number], group.start
 
-    def _is_due(self, found: ModuleTensor, tolerance: float, step: int) -> torch.Tensor:
+    def _is_due(
+        self, found: ModuleTensor, among: Mapping[str, torch.Tensor], tolerance: float, step: int
+    ) -> torch.Tensor:
         deployed = self._deployed[found.name]
         changed = bits_differ(found.tensor, deployed)
         if found.tensor.is_floating_point() and bool(changed.any()):
             live = found.tensor.detach().double()
             check_finite(found.name, live[changed], step)
-            changed &= ~((live - deployed.double()).abs() <= tolerance * live.abs())
+            yardstick, variance = live.abs(), _variance(found, among)
+            if variance is not None:
+                yardstick = yardstick.maximum(variance.detach().double().sqrt())
+            changed &= ~((live - deployed.double()).abs() <= _tolerance_of(found.name, tolerance) * yardstick)
         return changed
+
+
+def _tolerance_of(name: str, tolerance: float) -> float:
+    return 2 * tolerance if name.endswith("running_var") else tolerance
+
+
+def _variance(found: ModuleTensor, among: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The running variance that stands beside a running mean, as BatchNorm names them."""
+    if not found.name.endswith("running_mean"):
+        return None
+    variance = among.get(found.name.removesuffix("mean") + "var")
+    if variance is None or variance.shape != found.tensor.shape or variance.dtype != found.tensor.dtype:
+        return None
+    return variance
 
 
 def on_cpu(tensors: Sequence[ModuleTensor]) -> list[ModuleTensor]:

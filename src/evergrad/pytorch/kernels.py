@@ -262,11 +262,13 @@ def move(positions: Any, moves: Any, olds: Any, count: int, k: int, deployed: An
 
 
 @compiled
-def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
-    """Elements of float32 buffers that are off by more than a fraction `tolerance` of themselves.
+def stale(buffers: Any, deployed: Any, tolerances: Any) -> Any:
+    """Elements of float32 buffers that are off by more than a fraction of their yardstick.
 
     Args:
-        buffers: int64 [n, 3]: address of a buffer's elements, position in `deployed`, length.
+        buffers: int64 [n, 4]: address of a buffer's elements, position in `deployed`, length, and address of as many
+            variances, whose square roots are the yardstick where they are larger than the elements (0: none).
+        tolerances: float64 [n]: the fraction, for each buffer.
 
     Returns:
         Their positions and live values, in the order of `buffers`, and the first buffer whose bits differ where it is
@@ -280,14 +282,17 @@ def stale(buffers: Any, deployed: Any, tolerance: float) -> Any:
             found = 0
         for number in range(len(buffers)):
             live = carray(_pointer(buffers[number, 0]), buffers[number, 2])
-            start = buffers[number, 1]
+            start, variances = buffers[number, 1], buffers[number, 3]
             for i in range(len(live)):
                 here, there = live[i], deployed[start + i]
                 if np.float32(here).view(np.uint32) == np.float32(there).view(np.uint32):
                     continue
                 if not np.isfinite(here):
                     return positions, values, number
-                if abs(np.float64(here) - np.float64(there)) <= tolerance * abs(np.float64(here)):
+                yardstick = abs(np.float64(here))
+                if variances:
+                    yardstick = max(yardstick, np.sqrt(np.float64(carray(_pointer(variances), len(live))[i])))
+                if abs(np.float64(here) - np.float64(there)) <= tolerances[number] * yardstick:
                     continue
                 if turn:
                     positions[found], values[found] = start + i, here

@@ -87,7 +87,7 @@ class Publisher:
             tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
             density: at each version replicas hold `model.bfloat16()`, bit for bit (needs `forward="master"`).
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
-            itself, rounded to within that. 0: exactly, whenever it moves.
+            itself (BatchNorm's statistics: of a channel's deviation), rounded to within. 0: exactly, whenever it moves.
         every_steps: publishes by itself after each so many optimizer steps; None: when `publish` is called.
         background: a thread codes and writes updates while training goes on, and a log that is slow or gone does not
             hold it up: what moves waits, folded, in bounded memory (see `stats`).
