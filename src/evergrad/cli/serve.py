@@ -32,6 +32,10 @@ _Candidate = Annotated[
     str | None,
     typer.Option(help="The log of a second model; LOG itself: the version of now is held against newer ones."),
 ]
+_Feedback = Annotated[
+    Path | None,
+    typer.Option(help="A folder for answered requests and the labels that come back, for evergrad run to follow."),
+]
 _Token = Annotated[
     str | None, typer.Option(envvar="EVERGRAD_TOKEN", help="What requests carry as a bearer token.", hidden=True)
 ]
@@ -53,6 +57,8 @@ def serve(
     candidate: _Candidate = None,
     candidate_share: Annotated[float, typer.Option(help="Fraction of the requests that go to it.")] = 0.1,
     shadow: Annotated[bool, typer.Option(help="The candidate's answers are only compared.")] = False,
+    feedback: _Feedback = None,
+    feedback_timeout: Annotated[float, typer.Option(help="Seconds that a request waits for its labels.")] = 3600.0,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain (PEM): serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     token: _Token = None,
@@ -65,6 +71,7 @@ def serve(
     """
     from evergrad.serve.access import Tls, Token
     from evergrad.serve.batch import Batching
+    from evergrad.serve.feedback import Feedback
     from evergrad.serve.server import Candidate, Settings
     from evergrad.serve.signature import TensorType
 
@@ -82,6 +89,7 @@ def serve(
         input=None if input_ is None else TensorType.parse(input_),
         token=None if token is None else Token(token),
         tls=None if tls_cert is None or tls_key is None else Tls(cert=tls_cert, key=tls_key),
+        feedback=None if feedback is None else Feedback(path=feedback, timeout_s=feedback_timeout),
         worker=worker,
     )
     if workers > 1:
