@@ -75,10 +75,9 @@ def serve(
     from evergrad.serve.server import Candidate, Settings
     from evergrad.serve.signature import TensorType
 
-    if (tls_cert is None) != (tls_key is None):
-        raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
-    if candidate is not None and (workers > 1 or worker is not None):
-        raise ConfigError("--candidate", "needs one worker: promoting it is a call to one process")
+    _require(
+        tls=(tls_cert is None) == (tls_key is None), candidate=candidate is None or (workers == 1 and worker is None)
+    )
     settings = Settings(
         name=name,
         host=host,
@@ -107,6 +106,13 @@ def serve(
         other = _servable(Replica(candidate), model, device)
         trial = Candidate(servable=other, share=candidate_share, shadow=shadow)
     _run(stable, settings, trial)
+
+
+def _require(*, tls: bool, candidate: bool) -> None:
+    if not tls:
+        raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
+    if not candidate:
+        raise ConfigError("--candidate", "needs one worker: promoting it is a call to one process")
 
 
 def _opened(log: str, share: Path | None) -> str | UpdateLog:
