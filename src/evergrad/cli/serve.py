@@ -18,6 +18,7 @@ from evergrad.log.local import LocalStore
 from evergrad.replica import Replica
 
 if TYPE_CHECKING:
+    from evergrad.serve.feedback import Feedback
     from evergrad.serve.server import Candidate, Servable, Settings
 
 _Model = Annotated[
@@ -71,13 +72,12 @@ def serve(
     """
     from evergrad.serve.access import Tls, Token
     from evergrad.serve.batch import Batching
-    from evergrad.serve.feedback import Feedback
     from evergrad.serve.server import Candidate, Settings
     from evergrad.serve.signature import TensorType
 
-    _require(
-        tls=(tls_cert is None) == (tls_key is None), candidate=candidate is None or (workers == 1 and worker is None)
-    )
+    _require_pair(tls_cert, tls_key)
+    if candidate is not None and (workers > 1 or worker is not None):
+        raise ConfigError("--candidate", "needs one worker: promoting it is a call to one process")
     settings = Settings(
         name=name,
         host=host,
@@ -88,7 +88,7 @@ def serve(
         input=None if input_ is None else TensorType.parse(input_),
         token=None if token is None else Token(token),
         tls=None if tls_cert is None or tls_key is None else Tls(cert=tls_cert, key=tls_key),
-        feedback=None if feedback is None else Feedback(path=feedback, timeout_s=feedback_timeout),
+        feedback=_feedback(feedback, feedback_timeout),
         worker=worker,
     )
     if workers > 1:
@@ -108,11 +108,15 @@ def serve(
     _run(stable, settings, trial)
 
 
-def _require(*, tls: bool, candidate: bool) -> None:
-    if not tls:
+def _require_pair(tls_cert: Path | None, tls_key: Path | None) -> None:
+    if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
-    if not candidate:
-        raise ConfigError("--candidate", "needs one worker: promoting it is a call to one process")
+
+
+def _feedback(path: Path | None, timeout_s: float) -> Feedback | None:
+    from evergrad.serve.feedback import Feedback
+
+    return None if path is None else Feedback(path=path, timeout_s=timeout_s)
 
 
 def _opened(log: str, share: Path | None) -> str | UpdateLog:
