@@ -46,7 +46,8 @@ class Feedback:
 
     Attributes:
         path: a folder, of this server alone.
-        timeout_s: how long an answered request waits for its labels, in seconds; they are of no known request then.
+        timeout_s: how long an answered request waits for its labels, in seconds, and a second more at most; they are of
+            no known request then.
         limit: how many wait at most, and how many rows each worker keeps; the oldest makes room for the newest.
 
     Raises:
