@@ -85,8 +85,9 @@ class Pushed(ReplicaModule):
             os.replace(counting, self._place.with_suffix(".count"))
 
 
-def serve_here(model: str, log: str, port: int, pushed: str | None) -> None:
+def serve_here(model: str, log: str, port: int, pushed: str | None, feedback: str | None) -> None:
     """The server's process."""
+    from evergrad.serve.feedback import Feedback
     from evergrad.serve.server import Settings, serve
 
     torch.set_num_threads(1)
@@ -94,7 +95,8 @@ def serve_here(model: str, log: str, port: int, pushed: str | None) -> None:
     module, replica = MODELS[model][0](), Replica(log)
     replica.sync()
     servable = ReplicaModule(module, replica) if pushed is None else Pushed(module, replica, Path(pushed))
-    serve(servable, Settings(port=port), on_start=lambda url: print(url, flush=True))
+    settings = Settings(port=port, feedback=None if feedback is None else Feedback(path=Path(feedback)))
+    serve(servable, settings, on_start=lambda url: print(url, flush=True))
 
 
 def load_here(url: str, model: str, clients: int) -> None:
@@ -127,8 +129,8 @@ def load_here(url: str, model: str, clients: int) -> None:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "benchmarks.serving", *arguments]
+def process(*arguments: str, module: str = "benchmarks.serving") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", module, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -140,8 +142,11 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def server(model: str, log: str, port: int = 0, pushed: str | None = None) -> Iterator[str]:
+def server(
+    model: str, log: str, port: int = 0, pushed: str | None = None, feedback: str | None = None
+) -> Iterator[str]:
     extra = [] if pushed is None else ["--pushed", pushed]
+    extra += [] if feedback is None else ["--feedback", feedback]
     with process("--serve", log, "--model", model, "--port", str(port), *extra) as running:
         url = running.stdout.readline().strip()  # type: ignore[union-attr]
         with InferenceClient(url) as client:
@@ -332,12 +337,12 @@ def main() -> None:
     parser.add_argument("--block-s", type=float, default=3.0)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--json", action="store_true", help="only the JSON line")
-    for hidden in ("--serve", "--pushed", "--load"):
+    for hidden in ("--serve", "--pushed", "--feedback", "--load"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        serve_here(given.model, given.serve, given.port, given.pushed)
+        serve_here(given.model, given.serve, given.port, given.pushed, given.feedback)
         return
     if given.load:
         load_here(given.load, given.model, given.clients)

@@ -6,6 +6,7 @@ EvergradError
 ├── MissingDependency            an optional package is needed and absent
 ├── ScoreMismatch                outputs and labels that cannot be scored against each other
 ├── JoinMismatch                 predictions or labels that cannot be taken in by a join
+├── RequestNotHeld               labels of requests that nobody answered, or whose inputs are gone
 ├── SchemaMismatch               two models (or a model and a log) differ in a tensor
 ├── LogError
 │   ├── LogNotFound              nothing is at that place
@@ -97,6 +98,20 @@ class JoinMismatch(EvergradError):
         return (
             f"{self.part}: expected {self.expected}, found {self.found}; "
             "none of the call was taken in: fix what is told, or start a new join where inputs or outputs have changed"
+        )
+
+
+class RequestNotHeld(EvergradError):
+    """Labels of requests that nobody answered, or whose inputs are gone."""
+
+    def __init__(self, request: str, unknown: int, told: int) -> None:
+        super().__init__(request, unknown, told)
+        self.request, self.unknown, self.told = request, unknown, told
+
+    def __str__(self) -> str:
+        return (
+            f"{self.unknown} of {self.told} requests wait for no labels here, the first is {self.request!r}: never "
+            "answered, or too long ago; nothing was taken in: leave them out, or send their inputs along as examples"
         )
 
 

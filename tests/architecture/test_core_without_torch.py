@@ -90,7 +90,7 @@ def test_every_module_below_the_training_floor_is_imported() -> None:
         "sampling",
         "schema",
     ]
-    units += ["stream", "stream.files", "stream.late", "testing", "trigger", "update"]
+    units += ["stream", "stream.feedback", "stream.files", "stream.late", "testing", "trigger", "update"]
     assert without_torch(CORE, *(f"evergrad.{unit}" for unit in units)) == "all\n"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evergrad.serve.feedback import Feedback
 from evergrad.serve.server import Candidate
 from tests.serve.support import BATCH, Training, serving, until
 
@@ -18,7 +19,8 @@ def test_no_generated_request_breaks_the_server_or_its_description(tmp_path: Pat
     pytest.importorskip("schemathesis")
     training = Training(tmp_path / "log")
     candidate = Candidate(servable=training.servable(), share=0.5)
-    with serving(training.servable(), candidate=candidate) as (server, client):
+    feedback = Feedback(path=tmp_path / "feedback")
+    with serving(training.servable(), candidate=candidate, feedback=feedback) as (server, client):
         until(client.ready)
         client.infer(BATCH)
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]

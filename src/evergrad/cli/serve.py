@@ -20,6 +20,8 @@ from evergrad.log.signature import read_signature
 from evergrad.replica import Replica
 
 if TYPE_CHECKING:
+    from evergrad.serve.access import Tls
+    from evergrad.serve.feedback import Feedback
     from evergrad.serve.server import Candidate, Servable, Settings
     from evergrad.serve.signature import TensorType
 
@@ -41,6 +43,10 @@ _MaxStaleness = Annotated[float | None, typer.Option(help="Seconds; staler than 
 _Candidate = Annotated[
     str | None,
     typer.Option(help="The log of a second model; LOG itself: the version of now is held against newer ones."),
+]
+_Feedback = Annotated[
+    Path | None,
+    typer.Option(help="A folder for answered requests and the labels that come back, for evergrad run to follow."),
 ]
 _Token = Annotated[
     str | None, typer.Option(envvar="EVERGRAD_TOKEN", help="What requests carry as a bearer token.", hidden=True)
@@ -64,6 +70,8 @@ def serve(
     candidate: _Candidate = None,
     candidate_share: Annotated[float, typer.Option(help="Fraction of the requests that go to it.")] = 0.1,
     shadow: Annotated[bool, typer.Option(help="The candidate's answers are only compared.")] = False,
+    feedback: _Feedback = None,
+    feedback_timeout: Annotated[float, typer.Option(help="Seconds that a request waits for its labels.")] = 3600.0,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain (PEM): serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     token: _Token = None,
@@ -74,13 +82,11 @@ def serve(
 
     The environment's EVERGRAD_TOKEN is the bearer token that requests must carry, if it is set.
     """
-    from evergrad.serve.access import Tls, Token
+    from evergrad.serve.access import Token
     from evergrad.serve.batch import Batching
     from evergrad.serve.server import Candidate, Settings
     from evergrad.serve.signature import TensorType
 
-    if (tls_cert is None) != (tls_key is None):
-        raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
     if candidate is not None and (workers > 1 or worker is not None):
         raise ConfigError("--candidate", "needs one worker: promoting it is a call to one process")
     settings = Settings(
@@ -92,7 +98,8 @@ def serve(
         max_staleness_s=max_staleness,
         input=None if input_ is None else TensorType.parse(input_),
         token=None if token is None else Token(token),
-        tls=None if tls_cert is None or tls_key is None else Tls(cert=tls_cert, key=tls_key),
+        tls=_tls(tls_cert, tls_key),
+        feedback=_feedback(feedback, feedback_timeout),
         worker=worker,
     )
     if workers > 1:
@@ -106,11 +113,30 @@ def serve(
     settings = replace(settings, recorded=_recorded(replica.log) if model is None else None)
     trial = None
     if candidate is not None:
-        if candidate == log:
-            replica.rollback(replica.version)  # holds it there
-        other = _servable(Replica(candidate), model, device, trust_factory)
+        other = _servable(_beside(replica, log, candidate), model, device, trust_factory)
         trial = Candidate(servable=other, share=candidate_share, shadow=shadow)
     _run(stable, settings, trial)
+
+
+def _tls(cert: Path | None, key: Path | None) -> Tls | None:
+    from evergrad.serve.access import Tls
+
+    if (cert is None) != (key is None):
+        raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
+    return None if cert is None or key is None else Tls(cert=cert, key=key)
+
+
+def _feedback(path: Path | None, timeout_s: float) -> Feedback | None:
+    from evergrad.serve.feedback import Feedback
+
+    return None if path is None else Feedback(path=path, timeout_s=timeout_s)
+
+
+def _beside(replica: Replica, log: str, candidate: str) -> Replica:
+    """The candidate's replica; of the served log itself, whose newer versions are then the candidate's alone."""
+    if candidate == log:
+        replica.rollback(replica.version)  # holds it there
+    return Replica(candidate)
 
 
 def _opened(log: str, share: Path | None) -> str | UpdateLog:

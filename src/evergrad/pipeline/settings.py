@@ -31,6 +31,7 @@ from evergrad.sampling import (
     Uniform,
     Window,
 )
+from evergrad.stream.feedback import FeedbackStream
 from evergrad.stream.files import NpzStream
 from evergrad.trigger import EveryN, EverySeconds, OnDrift, OnLoss
 
@@ -89,7 +90,7 @@ class RunConfig:
         model: builds the module; called without arguments.
         loss: called as loss(model(x), y).
         optimizer: `factory`, called with the model's parameters and all other keys of the table.
-        stream: the fields of `NpzStream`.
+        stream: `kind` (npz, which may be left out, or feedback), and the fields of `NpzStream` or `FeedbackStream`.
         trigger: `kind` (every_n, every_seconds, on_drift or on_loss), and the fields of that trigger.
         sampler: `kind` (uniform, window, time_biased, reservoir, class_balanced, least_used or loss_prioritised), and
             the fields of that sampler.
@@ -120,6 +121,7 @@ class RunConfig:
     records: str | None = None
 
 
+_STREAMS: dict[str, type[Any]] = {"npz": NpzStream, "feedback": FeedbackStream}
 _TRIGGERS: dict[str, type[Any]] = {
     "every_n": EveryN,
     "every_seconds": EverySeconds,
@@ -161,7 +163,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
         "model": model,
         "loss": import_object(config.loss, "loss"),
         "optimizer": _call("optimizer", make_optimizer, model.parameters(), **options),
-        "stream": build(NpzStream, config.stream, "stream"),
+        "stream": build_one_of(_STREAMS, {"kind": "npz", **config.stream}, "stream"),
         "log": config.log,
         "trigger": build_one_of(_TRIGGERS, config.trigger, "trigger"),
         "sampler": build_one_of(_SAMPLERS, config.sampler, "sampler"),

@@ -4,6 +4,7 @@
     GET  /v2/health/live     GET  /v2/models/{name}[/versions/{version}]/ready    GET  /openapi.json
     GET  /v2/health/ready    POST /v2/models/{name}[/versions/{version}]/infer
     GET  /v2/models          GET  /v2/models/{name}/weights_info                  .../candidate (see `_admin_routes`)
+                             POST /v2/models/{name}/feedback
 
 KServe's routes to load and unload models are left out: anybody who reaches the port could stop the serving.
 Every error is `{"error": "one line"}`; what went wrong inside is told in the server's log alone.
@@ -24,6 +25,7 @@ from evergrad.errors import ConfigError
 from evergrad.serve import openapi
 from evergrad.serve.access import Token, is_loopback
 from evergrad.serve.info import one_line, weights_info
+from evergrad.serve.labels import decode_feedback
 from evergrad.serve.model import CODES, ModelPlane, code_of
 from evergrad.serve.request import decode_request
 from evergrad.serve.sdk import (
@@ -52,7 +54,7 @@ def make_app(plane: ModelPlane, *, token: Token | None = None, max_bytes: int = 
     """
     app = FastAPI(title="Evergrad model server", docs_url=None, redoc_url=None)
     app.include_router(_protocol_routes(plane, max_bytes))
-    app.include_router(_own_routes(plane))
+    app.include_router(_own_routes(plane, max_bytes))
     app.include_router(_admin_routes(plane, max_bytes))
     for kind in (*CODES, ServerNotReady, HTTPException, Exception):  # each by name: only a defect is logged as one
         app.add_exception_handler(kind, _answer_error)
@@ -136,7 +138,7 @@ def _by_request(endpoint: Any) -> Any:
     return of_request
 
 
-def _own_routes(plane: ModelPlane) -> APIRouter:
+def _own_routes(plane: ModelPlane, max_bytes: int) -> APIRouter:
     router = APIRouter()
 
     async def info(model_name: str) -> Response:
@@ -148,6 +150,12 @@ def _own_routes(plane: ModelPlane) -> APIRouter:
         text = await run_in_threadpool(encode, plane.model.metrics.registry)
         return Response(text, media_type=content_type)
 
+    async def feedback(request: Request, model_name: str) -> Response:
+        plane.require(model_name)
+        found = decode_feedback(await _read_body(request, max_bytes))
+        return json_response(await plane.model.take_feedback(found))
+
+    router.add_api_route("/v2/models/{model_name}/feedback", feedback, methods=["POST"], **openapi.feedback())
     known = {**openapi.told(), **openapi.errors(401, 404)}
     router.add_api_route("/v2/models/{model_name}/weights_info", info, methods=["GET"], responses=known)
     exposed = {200: {"description": "Prometheus's text", "content": {"text/plain": {}}}, **openapi.errors(401)}

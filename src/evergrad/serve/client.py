@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -19,12 +20,14 @@ class Answer:
 
     Attributes:
         staleness_s: seconds since the newest example that the model had learned from; infinite: none is known.
+        id: the request's, by which `label` tells its labels later.
     """
 
     outputs: Array
     version: int
     digest: int
     staleness_s: float
+    id: str = ""
 
 
 class InferenceClient:
@@ -68,16 +71,17 @@ class InferenceClient:
         except (ValueError, http.client.InvalidURL) as error:
             raise ServerError(url, "is not the URL of a server; write for example http://127.0.0.1:8080") from error
 
-    def infer(self, x: Array, version: int | None = None) -> Answer:
+    def infer(self, x: Array, version: int | None = None, request_id: str | None = None) -> Answer:
         """The model's outputs for a batch; tensors travel as binary data.
 
         Args:
             version: None: the newest; an older one as long as the server holds what it takes to go back.
+            request_id: None: the server gives one.
 
         Raises:
             ServerError: the server is not there, refuses the batch, or its answer is not one.
         """
-        body, headers = self._encode(x)
+        body, headers = self._encode(x, request_id)
         path = "" if version is None else f"/versions/{version}"
         answer, answer_headers = self._ask("POST", f"{self._path}{path}/infer", body, headers)
         try:
@@ -90,15 +94,42 @@ class InferenceClient:
                 int(facts["version"]),
                 int(facts["digest"], 16),
                 float(facts.get("staleness_s", "inf")),
+                str(found["id"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(self._url, f"its answer is not one of an Evergrad server: {error!r}") from error
 
-    def _encode(self, x: Array) -> tuple[bytes, dict[str, str]]:
+    def label(self, labels: Mapping[str, Array]) -> dict[str, Any]:
+        """Tells the labels of answered requests, by the requests' ids; each [rows, ...], as the input.
+
+        Gives how many were `joined`, how many are `duplicates` (told before), and the `batch`'s number in the stream.
+
+        Raises:
+            ServerError: the server is not there, takes no feedback, or refuses; nothing was taken in then.
+        """
+        return self._feedback({"labels": [{"id": name, "y": self._listed(y)} for name, y in labels.items()]})
+
+    def teach(self, x: Array, y: Array) -> dict[str, Any]:
+        """Tells labelled examples that were not asked for: [examples, ...] each. As `label`."""
+        return self._feedback({"examples": {"x": self._listed(x), "y": self._listed(y)}})
+
+    def _feedback(self, content: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        answer, _ = self._ask("POST", f"{self._path}/feedback", json.dumps(content).encode(), headers)
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def _listed(self, array: Array) -> dict[str, Any]:
+        return {"shape": list(array.shape), "datatype": self._datatype(array), "data": array.ravel().tolist()}
+
+    def _datatype(self, array: Array) -> str:
         try:
-            datatype = datatype_of(x)
+            return datatype_of(array)
         except ValueError as error:
             raise ServerError(self._url, str(error)) from error
+
+    def _encode(self, x: Array, request_id: str | None) -> tuple[bytes, dict[str, str]]:
+        datatype = self._datatype(x)
         tensor = x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
         request: dict[str, Any] = {
             "inputs": [
@@ -110,6 +141,7 @@ class InferenceClient:
                 }
             ],
             "parameters": {"binary_data_output": True},
+            **({} if request_id is None else {"id": request_id}),
         }
         header = json.dumps(request).encode()
         return header + tensor, {

@@ -5,9 +5,13 @@
     evergrad_batch_requests{...}, evergrad_batch_rows     evergrad_updates_total, evergrad_update_bytes_total{...}
     evergrad_shadow_rows_total{model_name, agreed}        evergrad_apply_seconds, evergrad_rejects_total{...}
     evergrad_shadow_dropped_total{model_name}             evergrad_snapshots_total{...}
+    evergrad_feedback_total{model_name, outcome}          evergrad_feedback_waiting{model_name}
+    evergrad_unkept_answers_total{model_name}             evergrad_feedback_expired_total, ..._dropped_total{model_name}
 
 `track` is "stable" or "candidate". Where several workers share a port, requests are summed over all of them, and the
-weights' metrics have the label `worker`: each scrape tells those of one.
+weights' metrics have the label `worker`: each scrape tells those of one. `outcome` is "joined", "duplicate" or
+"unknown" (requests), "example" (rows) or "refused" (pieces of feedback). What waits, has expired (its labels never
+came) or was dropped is counted by each worker over all workers' requests, from the oldest on disk on.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from evergrad.errors import NotSynced
 from evergrad.replica import Replica, ReplicaStats
+from evergrad.serve.feedback import Labelling
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -46,7 +51,13 @@ class Metrics:
         worker: its number, where several processes share a port.
     """
 
-    def __init__(self, model_name: str, lanes: Callable[[], Sequence[Tracked]], worker: int | None = None) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        lanes: Callable[[], Sequence[Tracked]],
+        worker: int | None = None,
+        labelling: Labelling | None = None,
+    ) -> None:
         self._name = model_name
         own = CollectorRegistry()
         tracked = ("model_name", "track")
@@ -66,7 +77,15 @@ class Metrics:
         self._shadow_dropped = Counter(
             "evergrad_shadow_dropped", "Requests that a busy shadow left out", ("model_name",), registry=own
         )
+        self._feedback = Counter(
+            "evergrad_feedback", "Feedback, by what became of it", ("model_name", "outcome"), registry=own
+        )
+        self._not_kept = Counter(
+            "evergrad_unkept_answers", "Answers that could not be kept for labels", ("model_name",), registry=own
+        )
         self.registry = CollectorRegistry()
+        if labelling is not None:
+            self.registry.register(_JoinCollector(model_name, labelling))
         self.registry.register(_WeightsCollector(model_name, lanes, worker))
         if os.environ.get(_SHARED):
             MultiProcessCollector(self.registry)
@@ -89,6 +108,20 @@ class Metrics:
         self._shadow_rows.labels(self._name, "yes").inc(agreed)
         self._shadow_rows.labels(self._name, "no").inc(rows - agreed)
 
+    def taken(self, outcome: str, count: int, duplicates: int) -> None:
+        """Feedback was taken in: `outcome` is "joined" or "example"."""
+        self._feedback.labels(self._name, outcome).inc(count)
+        self._feedback.labels(self._name, "duplicate").inc(duplicates)
+
+    def refused(self, code: int, unknown: int) -> None:
+        """Feedback was refused with the HTTP status `code`; so many of its requests are unknown."""
+        self._feedback.labels(self._name, "refused").inc(code != 404)
+        self._feedback.labels(self._name, "unknown").inc(unknown)
+
+    def not_kept(self) -> None:
+        """An answer could not be kept for its labels."""
+        self._not_kept.labels(self._name).inc()
+
     def dropped(self) -> None:
         """A request was not shadowed."""
         self._shadow_dropped.labels(self._name).inc()
@@ -101,6 +134,21 @@ def pinned_stats(replica: Replica) -> tuple[ReplicaStats, float]:
             return replica.stats(), replica.staleness_s()
     except NotSynced:
         return replica.stats(), math.inf
+
+
+class _JoinCollector:
+    def __init__(self, model_name: str, labelling: Labelling) -> None:
+        self._name, self._labelling = model_name, labelling
+
+    def collect(self) -> Iterator[Metric]:
+        stats, names = self._labelling.stats(), ["model_name"]
+        waiting = GaugeMetricFamily("evergrad_feedback_waiting", "Requests that wait for their labels", labels=names)
+        expired = CounterMetricFamily("evergrad_feedback_expired", "Requests whose labels never came", labels=names)
+        dropped = CounterMetricFamily("evergrad_feedback_dropped", "Requests that made room for others", labels=names)
+        waiting.add_metric([self._name], stats.waiting)
+        expired.add_metric([self._name], stats.expired)
+        dropped.add_metric([self._name], stats.dropped)
+        yield from (waiting, expired, dropped)
 
 
 class _WeightsCollector:

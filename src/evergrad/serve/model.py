@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from evergrad.errors import NotSynced, VersionNotHeld
+from evergrad.errors import HistoryError, HistoryMismatch, NotSynced, RequestNotHeld, VersionNotHeld
 from evergrad.serve.batch import Batching, Computed
 from evergrad.serve.candidate import Trial
+from evergrad.serve.feedback import Labelling, Taken
 from evergrad.serve.info import hex_digest
+from evergrad.serve.labels import Examples, Labels
 from evergrad.serve.lane import Lane
 from evergrad.serve.metrics import Metrics
 from evergrad.serve.sdk import (
@@ -38,6 +40,9 @@ CODES: dict[type[Exception], int] = {  # the errors that are a request's fault, 
     InvalidInput: 400,
     ModelNotFound: 404,
     VersionNotHeld: 404,
+    HistoryMismatch: 400,
+    RequestNotHeld: 404,
+    HistoryError: 503,
     ModelNotReady: 503,
     NotSynced: 503,
 }
@@ -55,6 +60,7 @@ class ServedModel(Model):  # type: ignore[misc]
         input_type: what it takes; None: not known, and shown by the first request that is answered.
         recorded: input and output, to tell where `input_type` does not.
         max_staleness_s: from where on it is not ready; None: never.
+        labelling: takes labels of what it answers, where anybody does; it is closed with the model.
     """
 
     def __init__(
@@ -68,9 +74,11 @@ class ServedModel(Model):  # type: ignore[misc]
         recorded: tuple[TensorType, TensorType] | None = None,
         max_staleness_s: float | None = None,
         worker: int | None = None,
+        labelling: Labelling | None = None,
     ) -> None:
         super().__init__(name)
-        self.metrics = Metrics(name, lambda: self.lanes, worker)
+        self.labelling = labelling
+        self.metrics = Metrics(name, lambda: self.lanes, worker, labelling)
         self.stable = Lane(servable, STABLE, batching, self.metrics)
         self.trial: Trial | None = None
         if candidate is not None:
@@ -131,7 +139,34 @@ class ServedModel(Model):  # type: ignore[misc]
             trial.compare(payload.id, x, computed)
         if self._shown is None and self._input is None:
             self._shown = TensorType.of(INPUT, x), TensorType.of(OUTPUT, computed.outputs)
-        return self._response(payload, computed, lane.track)
+        response = self._response(payload, computed, lane.track)
+        # An older version that was asked for by name says nothing about how well the model is served.
+        labelling = self.labelling if version is None else None
+        if labelling is not None and not labelling.served(response.id, x, computed.outputs):
+            self.metrics.not_kept()
+        return response
+
+    async def take_feedback(self, found: Labels | Examples) -> Taken:
+        """Takes in labels of requests, or examples, whose outputs the served model then computes.
+
+        Raises:
+            ModelNotFound: this server takes none. InvalidInput: the model cannot take the examples.
+            RequestNotHeld, HistoryMismatch, HistoryError: see `Labelling`.
+        """
+        labelling = self.labelling
+        if labelling is None:
+            raise ModelNotFound(f"{self.name}'s feedback: the server was started without --feedback;")
+        try:
+            if isinstance(found, Labels):
+                taken = await asyncio.to_thread(labelling.label, found.of)
+            else:
+                computed = await asyncio.wrap_future(self.stable.submit(found.x))
+                taken = await asyncio.to_thread(labelling.example, found.x, found.y, computed.outputs)
+        except Exception as error:
+            self.metrics.refused(code_of(error), error.unknown if isinstance(error, RequestNotHeld) else 0)
+            raise
+        self.metrics.taken("joined" if isinstance(found, Labels) else "example", taken.joined, taken.duplicates)
+        return taken
 
     def _checked(self, request: InferRequest) -> Array:
         if len(request.inputs) != 1:
@@ -195,6 +230,8 @@ class ServedModel(Model):  # type: ignore[misc]
         """Answers what waits; ends threads and replicas."""
         for lane in self.lanes:
             lane.close()
+        if self.labelling is not None:
+            self.labelling.close()
 
 
 def asked_version(text: str | None) -> int | None:

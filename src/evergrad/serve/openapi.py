@@ -16,11 +16,11 @@ _WORDS = {
     400: "The request is not one, or the model cannot take it",
     401: "The bearer token is missing or wrong",
     403: "Only from this machine itself",
-    404: "No such model or version",
+    404: "No such model, version or request",
     405: "Not with this method",
     413: "The request is too large",
     500: "A defect in the server or the model; its log says more",
-    503: "There is no version to serve yet",
+    503: "There is no version to serve yet, or no room on the disk",
 }
 _PARAMETERS = {"type": "object"}
 _TENSOR = {
@@ -62,6 +62,27 @@ _ANSWER = {
         "outputs": {"type": "array", "items": {**_TENSOR, "required": ["name", "shape", "datatype", "data"]}},
     },
 }
+_ARRAY = {
+    "type": "object",
+    "required": ["shape", "datatype", "data"],
+    "properties": {key: _TENSOR["properties"][key] for key in ("shape", "datatype", "data")},  # type: ignore[index]
+}
+_LABEL = {"type": "object", "required": ["id", "y"], "properties": {"id": {"type": "string"}, "y": _ARRAY}}
+_FEEDBACK = {
+    "type": "object",
+    "properties": {
+        "labels": {"type": "array", "minItems": 1, "items": _LABEL},
+        "examples": {"type": "object", "required": ["x", "y"], "properties": {"x": _ARRAY, "y": _ARRAY}},
+    },
+    "minProperties": 1,
+    "maxProperties": 1,
+}
+_COUNT = {"type": "integer", "minimum": 0}
+_TAKEN = {
+    "type": "object",
+    "required": ["joined", "duplicates", "batch"],
+    "properties": {"joined": _COUNT, "duplicates": _COUNT, "batch": {"anyOf": [_COUNT, {"type": "null"}]}},
+}
 _OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -85,6 +106,16 @@ def inference() -> dict[str, Any]:
         "openapi_extra": {
             "requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST}}},
         },
+    }
+
+
+def feedback() -> dict[str, Any]:
+    """The route that takes labels and examples."""
+    words = "All of it is taken in, and on the disk of the server"
+    taken = {"description": words, "content": {"application/json": {"schema": _TAKEN}}}
+    return {
+        "responses": {200: taken, **errors(400, 401, 404, 413, 500, 503)},
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": _FEEDBACK}}}},
     }
 
 

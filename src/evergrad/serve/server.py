@@ -38,6 +38,7 @@ def serve(
 
     Raises:
         ServerError: the address cannot be used.
+        HistoryUnavailable, HistoryDamaged: the folder for feedback cannot be used.
         MissingDependency: KServe is not installed.
     """
     Server(servable, settings, candidate=candidate).run(on_start)
@@ -58,6 +59,7 @@ class Server:
     ) -> None:
         chosen = settings or Settings()
         from evergrad.serve.app import make_app
+        from evergrad.serve.feedback import Labelling
         from evergrad.serve.listener import Listener
         from evergrad.serve.model import ModelPlane, ServedModel
         from evergrad.serve.rpc import RpcServer
@@ -69,6 +71,11 @@ class Server:
         shared = chosen.worker is not None
         self._socket = bind(chosen.host, chosen.port, shared)
         self.url = _url(self._socket, "http" if chosen.tls is None else "https")
+        try:
+            labelling = None if chosen.feedback is None else Labelling(chosen.feedback, chosen.worker or 0)
+        except BaseException:
+            self._socket.close()
+            raise
         self._model = ServedModel(
             chosen.name,
             servable,
@@ -78,6 +85,7 @@ class Server:
             recorded=chosen.recorded,
             max_staleness_s=chosen.max_staleness_s,
             worker=chosen.worker,
+            labelling=labelling,
         )
         plane, limit = ModelPlane(self._model), chosen.max_request_bytes
         rpc: RpcServer | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from evergrad.errors import ConfigError
 from evergrad.serve.access import Tls, Token
 from evergrad.serve.batch import Batching
+from evergrad.serve.feedback import Feedback
 from evergrad.serve.signature import TensorType
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -28,6 +29,7 @@ class Settings:
         recorded: input and output as the log's signature has them: what the metadata tells where `input` does not.
         token: what requests must carry, those for health aside.
         tls: serves HTTPS, and gRPC over TLS.
+        feedback: where labels go that come back; None: it takes none, and keeps no request.
         worker: its number, where several processes share the ports.
 
     Raises:
@@ -45,6 +47,7 @@ class Settings:
     recorded: tuple[TensorType, TensorType] | None = None
     token: Token | None = None
     tls: Tls | None = None
+    feedback: Feedback | None = None
     worker: int | None = None
 
     def __post_init__(self) -> None:

@@ -150,6 +150,20 @@ class Join:
         self._counts.joined += len(slots)
         return Batch(self._rows["x"][slots], labels[rows], now_s, self._rows["outputs"][slots])
 
+    def waiting(self, name: Id, now_s: float) -> npt.NDArray[Any] | None:
+        """A copy of the input of the prediction that waits for its label then; None: none of that id does.
+
+        Raises:
+            JoinMismatch: the time is none.
+        """
+        self._advance(now_s)
+        found = self._waiting.get(name)
+        return None if found is None else np.array(self._rows["x"][found[0]])
+
+    def was_joined(self, name: Id) -> bool:
+        """Whether an id was joined of late, as the class says."""
+        return name in self._joined
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers, text, lists, dicts and arrays, for a checkpoint; none of them is live."""
         slots = [slot for slot, _ in self._waiting.values()]
