@@ -1,4 +1,4 @@
-"""Images out of a folder that the user names: MNIST's four idx files, CIFAR-10's binary version.
+"""Data out of a folder that the user names; here images: MNIST's four idx files, CIFAR-10's binary version.
 
 Pixels stay bytes, a quarter of the memory and of the history's disk; models normalise what they get (`normalising`).
 """
@@ -21,6 +21,9 @@ Labels = npt.NDArray[np.int64]
 SOURCES = {
     "mnist": "the four files of MNIST (for example from https://ossci-datasets.s3.amazonaws.com/mnist/)",
     "cifar-10-batches-bin": "CIFAR-10's binary version (https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz)",
+    "movielens-latest-small-2016": "ratings.csv and movies.csv of MovieLens, each gzipped "
+    "(https://grouplens.org/datasets/movielens/)",
+    "bikeshare": "hour.csv of Bike Sharing, gzipped (https://archive.ics.uci.edu/dataset/275/bike+sharing+dataset)",
 }
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR_ROW = 1 + 3 * 32 * 32

@@ -1,0 +1,1 @@
+"""Streams that drift: recommendations, demand and turning digits, with the strategies of the paper; see README.md."""
