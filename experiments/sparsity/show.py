@@ -66,7 +66,8 @@ def write_all(found: Summary, out: Path) -> Path:
     report = out / "report.html"
     report.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1><table>{facts}</table>{image}<table>{_tr('th', HEADER)}{rows}</table></body></html>\n",
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1><table>{facts}</table>{image}"
+        f"<table>{_tr('th', HEADER)}{rows}</table></body></html>\n",
         encoding="utf-8",
     )
     return report
