@@ -166,7 +166,6 @@ class Loop:
         """
         if self._publisher is None:
             return {"updates": None, "sent_bytes": None}
-        self._publisher.flush()
         replica, stats = Replica(self._url), self._publisher.stats()
         replica.sync()
         if (replica.version, replica.digest) != (self._publisher.version, self._publisher.digest):

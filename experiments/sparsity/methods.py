@@ -62,6 +62,9 @@ METHODS: dict[str, Method] = {
     "open-keep-0.99": Method(forward="master", keep=0.99),
     "closed-clip-0.05": Method(clip=0.05),
     "open-clip-0.05": Method(forward="master", clip=0.05),
+    "closed-clip-0.02": Method(clip=0.02),
+    "closed-clip-0.1": Method(clip=0.1),
+    "random-clip-0.05": Method(forward="random", clip=0.05),
     "closed-cold": Method(pace="cold"),
     "closed-drift": Method(pace="drift"),
     "closed-memory": Method(pace="memory"),
@@ -74,7 +77,7 @@ METHODS: dict[str, Method] = {
     "closed-layer": Method(select="layer"),
     "open-layer": Method(forward="master", select="layer"),
 }
-CORE = ("dense", "dense-ema", "dense-ema-long", "open", "closed", "random", "between", "by-score", "by-lag")
+CORE = ("dense", "dense-ema", "dense-ema-long", "open", "closed", "random", "closed-clip-0.05", "by-score")
 DENSITIES = (1e-2, 1e-3, 1e-4, 1e-5)
 RATES = {"adam": (3e-4, 1e-3, 3e-3), "adamw": (3e-4, 1e-3, 3e-3), "sgd": (3e-3, 1e-2, 3e-2, 1e-1)}
 

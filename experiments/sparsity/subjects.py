@@ -20,7 +20,7 @@ from experiments.streams.digits import load_permuted, load_rotating
 from experiments.streams.movielens import load_movielens
 from experiments.streams.subject import Examples, Measure, Subject, mean_of
 
-STEPS, BATCH = 1500, 64  # of digits
+STEPS, BATCH = 1500, 32  # of digits
 _FIRST, _QUICK_FIRST, _QUICK_STEPS = 10_000, 1000, 60
 
 
