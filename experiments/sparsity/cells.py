@@ -32,7 +32,7 @@ def make_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Opti
 
 
 class Setup:
-    """What cells share: the ground, the optimizer's name, and the last initial training."""
+    """What cells share: the ground, the optimizer's name, and the initial trainings."""
 
     def __init__(self, ground: Ground, optimizer: str) -> None:
         self.ground, self.optimizer = ground, optimizer
@@ -44,7 +44,7 @@ class Setup:
     def start(self, rate: float, seed: int) -> Started:
         """The model and its optimizer as the initial training left them, each time new ones."""
         if (rate, seed) not in self._first:
-            self._first = {(rate, seed): self._train_first(rate, seed)}
+            self._first[rate, seed] = self._train_first(rate, seed)
         model, optimizer = self._first[rate, seed]
         mine = copy.deepcopy(model)
         again = make_optimizer(self.optimizer, mine, rate)
