@@ -2,41 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from experiments.cell import Cell
+from experiments.prapas2021.protocol import DENSITIES, TRIGGERS, Protocol
 
-from experiments.prapas2021.protocol import DENSITIES, SPARSE_TRIGGER, TRIGGERS, Protocol
-
-Kind = Literal["first", "never-updated", "online", "retrained", "proactive", "masked", "closed", "open", "overhead"]
-SERVING_BATCH = 80  # of what learns at no trigger: a divisor of 640 and of 10,000
 OVERHEAD_STEPS = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One strategy with one seed.
-
-    Attributes:
-        kind: first (the initial training), masked (the authors' sparse training), closed and open (ours; see the
-            `forward` of a `Publisher`), overhead (dense, the authors' and ours side by side), and the baselines.
-        trigger: new examples a step. density, selection: of sparse training.
-    """
-
-    kind: Kind
-    seed: int
-    trigger: int = SPARSE_TRIGGER
-    density: float | None = None
-    selection: Literal["top", "random"] = "top"
-
-    @property
-    def name(self) -> str:
-        """Without the seed."""
-        if self.kind == "proactive":
-            return f"proactive-{self.trigger}"
-        if self.density is None:
-            return self.kind
-        exponent = f"{self.density:.0e}".replace("e-0", "e-")
-        return f"overhead-{exponent}" if self.kind == "overhead" else f"{self.kind}-{self.selection}-{exponent}"
 
 
 def grid(protocol: Protocol, seeds: int) -> list[Cell]:

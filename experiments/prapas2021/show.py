@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from evergrad.report import Plot, Table, draw, write_report
+from evergrad.report import Plot, Table, write_report
 from experiments.prapas2021.claims import DENSITIES, Claim, claims
 from experiments.prapas2021.summary import Row, Summary
+from experiments.shown import number, print_table, where, write_plots
 
 HEADER = (
     "strategy", "prequential", "last 1,000", "test", "training s", "ms an update", "updates", "weights changed",
@@ -31,22 +32,17 @@ def cells_of(row: Row) -> tuple[str, ...]:
         row.last.points(),
         row.test.points(),
         f"{row.learn_s:,.1f}",
-        _number(row.update_ms, ".1f"),
+        number(row.update_ms, ".1f"),
         f"{row.updates:,}",
-        _number(row.changed, ",.0f"),
-        _number(row.update_bytes, ",.0f"),
-        _number(sent, ",.0f"),
+        number(row.changed, ",.0f"),
+        number(row.update_bytes, ",.0f"),
+        number(sent, ",.0f"),
     )
 
 
 def print_tables(console: Console, found: Summary) -> None:
     """All rows, and what the paper says beside what was measured."""
-    table = TerminalTable(title=title_of(found), box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in found.rows:
-        table.add_row(*cells_of(row))
-    console.print(table)
+    print_table(console, title_of(found), HEADER, [cells_of(row) for row in found.rows])
     told = TerminalTable(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
     for name in CLAIMS:
         told.add_column(name, overflow="fold")
@@ -60,8 +56,7 @@ def write_all(found: Summary, out: Path) -> Path:
     told = [dataclasses.asdict(claim) for claim in claims(found)]
     (out / "summary.json").write_text(json.dumps({**found.as_json(), "claims": told}, indent=1) + "\n")
     plots = plots_of(found)
-    for name, plot in plots.items():
-        (out / f"{name}.png").write_bytes(draw(plot))
+    write_plots(plots, out)
     report = out / "report.html"
     write_report(
         report,
@@ -134,25 +129,16 @@ def _over_density(found: Summary) -> Plot:
 
 def _facts(found: Summary) -> dict[str, str]:
     setup, protocol = found.setup, found.setup["protocol"]
-    where = setup["machine"]
     return {
         "parameters": f"{found.parameters:,}; a full push: {found.full_push_bytes:,} bytes",
         "initial training": f"{protocol['first']:,} examples, {protocol['first_epochs']} epochs, "
         f"{found.first_s:,.1f} s",
         "stream": f"{protocol['stream']:,} examples in file order",
         "full retraining": f"each {protocol['retrain_every']:,} examples, {protocol['retrain_epochs']} epochs",
-        "seconds": {"cpu": "of the processor", "wall": "that passed"}[setup["seconds"]],
         "begins with": setup["weights"] or "random weights",
-        "processor": f"{where['processor']}, {where['cores']} cores; {setup['jobs']} processes of {setup['threads']} "
-        f"threads on {setup['device']}",
-        "versions": ", ".join(f"{name} {version}" for name, version in where["versions"].items()),
-        "commit": ", ".join(found.commits),
+        **where(setup, found.commits),
     }
 
 
 def _told(claim: Claim) -> tuple[str, ...]:
     return claim.claim, claim.paper, claim.measured, _HOLDS[claim.holds]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

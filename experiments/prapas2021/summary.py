@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from evergrad.records import Record
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; that of one seed is 0."""
-
-    mean: float
-    sd: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-
-    def points(self) -> str:
-        """As percentage points."""
-        return f"{100 * self.mean:.2f}" + (f" ± {100 * self.sd:.2f}" if self.sd else "")
+from experiments.shown import Spread, cells_of, mean, place, replicas_of, setup_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,46 +98,32 @@ class Summary:
 def summarise(records: Iterable[Record]) -> Summary:
     """All records of a folder, in the order in which cells first came."""
     records = list(records)
-    setups = [record for record in records if record["event"] == "setup"]
-    cells: dict[str, list[Record]] = {}
-    for record in records:
-        if record["event"] == "cell":
-            cells.setdefault(record["cell"], []).append(record)
+    setup, commits = setup_of(records)
+    cells = cells_of(records)
     first = cells.pop("first")
     overheads = {name: found for name, found in cells.items() if "ratios" in found[0]}
-    published = [record for found in cells.values() for record in found if "digest" in record]
     return Summary(
-        setup={key: value for key, value in setups[-1].items() if key not in ("event", "time_s")},
-        commits=sorted({str(record["commit"]) for record in setups}),
+        setup=setup,
+        commits=commits,
         seeds=len({record["seed"] for record in first}),
         parameters=first[0]["parameters"],
         full_push_bytes=first[0]["full_push_bytes"],
-        first_s=_mean(first, lambda record: record["learn_s"]) or 0.0,
+        first_s=mean(first, lambda record: record["learn_s"]) or 0.0,
         rows=[
             _row(name, scored, found)
-            for name, found in sorted(cells.items(), key=lambda item: _place(item[0]))
+            for name, found in sorted(cells.items(), key=lambda item: place(item[0]))
             if name not in overheads
             for scored in found[0]["scores"]
         ],
         overheads=[_overhead_of(name, overheads[name]) for name in sorted(overheads)],
-        replicas=(len(published), sum(record["digest"] != record["replica_digest"] for record in published)),
+        replicas=replicas_of(cells),
     )
-
-
-_ORDER = ("never-updated", "online", "retrained", "proactive", "masked", "closed", "open")
-
-
-def _place(cell: str) -> tuple[int, bool, int]:
-    """Baselines first, then by kind, top-k before random-k, and as in the grid."""
-    kind = next((number for number, name in enumerate(_ORDER) if cell.startswith(name)), len(_ORDER))
-    tail = cell.rpartition("-")[2]
-    return kind, "random" in cell, int(tail) if tail.isdigit() else 0
 
 
 def _row(cell: str, scored: str, found: list[Record]) -> Row:
     scores = [record["scores"][scored] for record in found]
-    updates = round(_mean(found, lambda record: record.get("updates", 0)) or 0)
-    learn_s = _mean(found, lambda record: record["learn_s"]) or 0.0
+    updates = round(mean(found, lambda record: record.get("updates", 0)) or 0)
+    learn_s = mean(found, lambda record: record["learn_s"]) or 0.0
     return Row(
         cell=cell,
         scored=scored,
@@ -163,10 +134,10 @@ def _row(cell: str, scored: str, found: list[Record]) -> Row:
         learn_s=learn_s,
         update_ms=1000 * learn_s / updates if updates else None,
         updates=updates,
-        steps=round(_mean(found, lambda record: record.get("steps", 0)) or 0),
-        changed=_mean(found, lambda record: record["changed"]),
-        told=_mean(found, lambda record: record["told"]),
-        update_bytes=_mean(found, lambda record: record.get("update_bytes")),
+        steps=round(mean(found, lambda record: record.get("steps", 0)) or 0),
+        changed=mean(found, lambda record: record["changed"]),
+        told=mean(found, lambda record: record["told"]),
+        update_bytes=mean(found, lambda record: record.get("update_bytes")),
         points=found[0]["points"],
         curve=[statistics.fmean(values) for values in zip(*(score["curve"] for score in scores), strict=True)],
     )
@@ -179,8 +150,3 @@ def _overhead_of(cell: str, found: list[Record]) -> Overhead:
         published=statistics.median(record["ratios"]["published"] for record in found),
         dense_ms=statistics.median(record["step_ms"]["dense"] for record in found),
     )
-
-
-def _mean(found: list[Record], field: Callable[[Record], float | None]) -> float | None:
-    values = [value for value in map(field, found) if value is not None]
-    return statistics.fmean(values) if values else None

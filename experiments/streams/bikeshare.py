@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 from evergrad.errors import ConfigError
 from evergrad.metrics import absolute_error, squared_error
 from experiments.data import find
-from experiments.streams.subject import Array, Examples, Measure, Subject, mean_of, root_of
+from experiments.streams.subject import Array, Examples, Measure, Subject, mean_of, root_of, sides_of
 
 FIRST = 2160  # hours that were counted: until the 4th of April
 _WEATHER = ("temp", "atemp", "hum", "windspeed")
@@ -33,6 +33,7 @@ def load_bikeshare(data: Path) -> Subject:
         ConfigError: the file is missing, or not of its format.
     """
     examples = read_hours(data)
+    second_year = int(np.flatnonzero(_years(examples) == 2012)[0]) - FIRST
     return Subject(
         name="bikeshare",
         first=examples[:FIRST],
@@ -44,7 +45,8 @@ def load_bikeshare(data: Path) -> Subject:
             "RMSLE": Measure(root_of(squared_error)),
             "MAE, bikes": Measure(mean_of(lambda outputs, labels: absolute_error(np.expm1(outputs), np.expm1(labels)))),
         },
-        marks=[(int(np.flatnonzero(_years(examples) == 2012)[0]) - FIRST, "2012")],
+        groups=sides_of(second_year, len(examples) - FIRST, "2011", "2012"),
+        marks=[(second_year, "2012")],
         first_epochs=40,
         retrain_every=2160,
         retrain_epochs=40,

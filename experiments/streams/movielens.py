@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from evergrad.errors import ConfigError
 from evergrad.metrics import WindowedAUC, absolute_error, log_loss, squared_error
 from experiments.data import find
-from experiments.streams.subject import Array, Examples, Measure, Subject, mean_of, root_of
+from experiments.streams.subject import Array, Examples, Measure, Subject, mean_of, root_of, sides_of
 
 FOLDER = "movielens-latest-small-2016"
 GENRES = (
@@ -46,7 +46,7 @@ def load_movielens(data: Path) -> Subject:
     users, films = (np.asarray(examples.x[:, column], dtype=np.int64) for column in (0, 1))
     stream = slice(FIRST, None)
     user_rating, film_rating = occurrence(users)[stream], occurrence(films)[stream]
-    half_stars = int(np.flatnonzero(examples.y % 2 == 0)[0])
+    half_stars = max(0, int(np.flatnonzero(examples.y % 2 == 0)[0]) - FIRST)
     tables = int(users.max()) + 1, int(films.max()) + 1
     return Subject(
         name="movielens",
@@ -62,14 +62,16 @@ def load_movielens(data: Path) -> Subject:
             "AUC of 4 stars": Measure(auc_of_liked, higher_is_better=True),
         },
         groups={
+            **sides_of(half_stars, len(user_rating), "whole stars", "half stars"),
             f"a user's first {NEW_USER}": user_rating < NEW_USER,
             "users known better": user_rating >= NEW_USER,
             "films never rated": film_rating == 0,
         },
-        marks=[(half_stars - FIRST, "half stars")] if half_stars >= FIRST else [],
+        marks=[(half_stars, "half stars")],
         first_epochs=4,
         retrain_every=20_000,
         retrain_epochs=4,
+        half_life=10_000,
         window=2000,
     )
 
@@ -152,4 +154,5 @@ class Recommender(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[n, 2 + genres] to logits [n, 10]."""
         parts = self.user(x[:, 0]), self.film(x[:, 1]), x[:, 2:].to(self.user.weight.dtype)
-        return self.mlp(torch.cat(parts, dim=1))
+        logits: torch.Tensor = self.mlp(torch.cat(parts, dim=1))
+        return logits

@@ -35,11 +35,18 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number about examples: `of(outputs, labels)`. `percent`: shown as such."""
+    """A number about examples: `of(outputs, labels)`.
+
+    Attributes:
+        percent: shown as such.
+        tolerance: how far from what it was before a break it may be to count as back; None: a break changes how hard
+            the task is, so that this would tell nothing.
+    """
 
     of: Callable[[Array, Array], float]
     higher_is_better: bool = False
     percent: bool = False
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +64,7 @@ class Subject:
         marks: moments of the stream at which something breaks: the example, and what.
         lr, first_epochs, batch_size: of Adam with amsgrad, of the initial training and of all steps.
         retrain_every, retrain_epochs: of full retraining, from scratch on all examples so far.
+        half_life: examples after which one counts half, where newer ones are preferred.
         window: examples of a point of a curve.
     """
 
@@ -74,6 +82,7 @@ class Subject:
     batch_size: int = 128
     retrain_every: int
     retrain_epochs: int
+    half_life: int = 2000
     window: int
 
     @property
@@ -90,6 +99,12 @@ class Subject:
             marks=[(where - start, what) for where, what in self.marks if start <= where < stop],
             **changes,
         )
+
+
+def sides_of(where: int, count: int, before: str, after: str) -> dict[str, Flags]:
+    """Groups: what is before an example of the stream, and the rest."""
+    later = np.arange(count) >= where
+    return {before: ~later, after: later}
 
 
 def mean_of(score: Score) -> Callable[[Array, Array], float]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from experiments.prapas2021.claims import Claim, claims
-from experiments.prapas2021.summary import Spread, summarise
+from experiments.prapas2021.summary import summarise
+from experiments.shown import Spread
 
 from evergrad.records import Record
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from experiments.cell import Cell
 from experiments.prapas2021.__main__ import main
-from experiments.prapas2021.grid import Cell, grid, steps_of
+from experiments.prapas2021.grid import grid, steps_of
 from experiments.prapas2021.protocol import PROTOCOLS, quick
 
 from evergrad.records import read_records

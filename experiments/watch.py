@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from experiments.prapas2021.grid import Cell
+from evergrad.records import Record
+from experiments.cell import Cell
 
 
 class Watch:
-    """Counts training steps, which is what time goes into."""
+    """Counts training steps, which is what time goes into; `headline` gives the words for the record of a cell."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, headline: Callable[[Record], str]) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TaskProgressColumn())
         self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self._console = console
+        self._console, self._headline = console, headline
         self._all: TaskID | None = None
         self._running: dict[Cell, TaskID] = {}
         self._of: dict[Cell, int] = {}
@@ -45,18 +47,15 @@ class Watch:
         if self._all is not None:
             self._bars.update(self._all, completed=sum(self._steps.values()))
 
-    def done(self, cell: Cell, record: dict[str, Any]) -> None:
+    def done(self, cell: Cell, record: Record) -> None:
         """A cell is done."""
         self.steps(cell, self._of[cell])
         self._bars.remove_task(self._running.pop(cell))
         self._finished += 1
         spent_s, taken, total = time.monotonic() - self._begun_s, sum(self._steps.values()), sum(self._of.values())
-        scores = ", ".join(
-            f"{name} {score['accuracy']:.2%}".strip() for name, score in record.get("scores", {}).items()
-        )
         left_min = spent_s * (total - taken) / max(1, taken) / 60
         self._console.print(
-            f"[{self._finished}/{len(self._of)}] {cell.name}, seed {cell.seed}: {scores or 'done'}; "
+            f"[{self._finished}/{len(self._of)}] {cell.name}, seed {cell.seed}: {self._headline(record) or 'done'}; "
             f"{left_min:.0f} min left",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip

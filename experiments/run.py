@@ -16,28 +16,36 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evergrad.errors import ConfigError
 from evergrad.records import Record, RecordWriter, read_records
+from experiments.cell import Cell
 from experiments.machine import machine
-from experiments.prapas2021.grid import Cell, steps_of
-from experiments.prapas2021.protocol import Protocol
-from experiments.prapas2021.watch import Watch
+from experiments.watch import Watch
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _CELLS = "cells.jsonl"
 Process = subprocess.Popen[str]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the command line says; `threads` are torch's in each of `jobs` processes."""
+    """What the command line says; `threads` are torch's in each of `jobs` processes.
 
-    protocol: Protocol
+    Attributes:
+        package: whose `worker` module runs cells.
+        protocol: all that results depend on; goes to the worker as a dict.
+    """
+
+    package: str
+    protocol: DataclassInstance
     data: Path
     out: Path
     jobs: int
@@ -72,8 +80,11 @@ class CellFailed(Exception):
         return f"{self.cell.name}, seed {self.cell.seed}, failed; what was done before is kept"
 
 
-def run_grid(settings: Settings, cells: list[Cell], watch: Watch) -> list[Record]:
+def run_grid(settings: Settings, cells: list[Cell], steps_of: Callable[[Cell], int], watch: Watch) -> list[Record]:
     """Runs what is not done yet; gives all records in the folder.
+
+    Args:
+        steps_of: about how many training steps a cell takes.
 
     Raises:
         ConfigError: the folder holds results of other settings. CellFailed.
@@ -92,7 +103,7 @@ def run_grid(settings: Settings, cells: list[Cell], watch: Watch) -> list[Record
         return records_in(settings)
     with RecordWriter(path) as writer, _workers(settings, min(settings.jobs, len(waiting))) as workers:
         writer.write("setup", **settings.fixed, jobs=settings.jobs, threads=settings.threads, **_where())
-        watch.begin({cell: steps_of(cell, settings.protocol) for cell in [*first, *others]})
+        watch.begin({cell: steps_of(cell) for cell in [*first, *others]})
         for part in (first, others):  # the others begin with what the first ones leave
             for cell, event in _events(workers, part):
                 if "record" in event:
@@ -180,7 +191,7 @@ def _started(settings: Settings) -> Process:
     # Torch's threads wait for each other actively: more of them than cores take many times as long.
     environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.prapas2021.worker", json.dumps(told)],
+        [sys.executable, "-m", f"{settings.package}.worker", json.dumps(told)],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 

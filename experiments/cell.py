@@ -1,0 +1,36 @@
+"""One strategy with one seed: what is run, and by what name its results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "first", "never-updated", "online", "retrained", "proactive", "recent", "masked", "closed", "open", "overhead"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One strategy with one seed.
+
+    Attributes:
+        kind: first (the initial training), masked (the authors' sparse training), closed and open (ours; see the
+            `forward` of a `Publisher`), overhead (dense, the authors' and ours side by side), recent (proactive, newer
+            examples more often; with a density: ours, closed loop), and the baselines.
+        trigger: new examples a step. density, selection: of sparse training.
+    """
+
+    kind: Kind
+    seed: int
+    trigger: int = 8
+    density: float | None = None
+    selection: Literal["top", "random"] = "top"
+
+    @property
+    def name(self) -> str:
+        """Without the seed."""
+        if self.density is None:
+            return f"{self.kind}-{self.trigger}" if self.kind in ("proactive", "recent") else self.kind
+        exponent = f"{self.density:.0e}".replace("e-0", "e-")
+        return f"overhead-{exponent}" if self.kind == "overhead" else f"{self.kind}-{self.selection}-{exponent}"
