@@ -15,7 +15,7 @@ from rich.console import Console
 from evergrad.errors import ConfigError, EvergradError
 from experiments.sparsity.methods import CORE, DENSITIES, METHODS, RATES
 from experiments.sparsity.run import Settings, records_in, run
-from experiments.sparsity.show import print_table, write_all
+from experiments.sparsity.show import print_rows, write_all
 from experiments.sparsity.subjects import GROUNDS
 from experiments.sparsity.summary import summarise
 
@@ -31,7 +31,7 @@ def main(told: list[str] | None = None) -> int:
         if not arguments.show:
             run(settings, lambda words: console.print(words, markup=False, highlight=False))
         found = summarise(records_in(settings.out))
-        print_table(console, found)
+        print_rows(console, found)
         console.print(f"{write_all(found, settings.out)}", soft_wrap=True)
     except EvergradError as error:
         print(f"sparsity: {error}", file=sys.stderr)

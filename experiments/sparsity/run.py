@@ -6,7 +6,6 @@ First dense training with each learning rate and the first seed; all methods the
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ import torch
 
 from evergrad.errors import ConfigError
 from evergrad.records import Record, RecordWriter, read_records
-from experiments.machine import machine
+from experiments.machine import where_run
 from experiments.sparsity.cells import Setup, run_cell
 from experiments.sparsity.methods import METHODS, Cell
 from experiments.sparsity.subjects import Ground, load
 
-ROOT = Path(__file__).parents[2]
 CELLS = "cells.jsonl"
 
 
@@ -80,7 +78,7 @@ class Cells:
             with RecordWriter(self._path) as writer:
                 if self._setup is None:
                     self._setup = Setup(self.ground, self._settings.optimizer)
-                    writer.write("setup", **self.fixed, **_facts(self.ground), **_where())
+                    writer.write("setup", **self.fixed, **_facts(self.ground), **where_run())
                 record = run_cell(cell, self._setup, self._settings.out)
                 writer.write("cell", **record)
             self.done[key] = record
@@ -146,12 +144,3 @@ def _facts(ground: Ground) -> dict[str, Any]:
         "higher_is_better": measure.higher_is_better,
         "percent": measure.percent,
     }
-
-
-def _where() -> dict[str, Any]:
-    """The machine, and the commit of this repository."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return {"machine": machine(), "commit": found.stdout.strip() or None}

@@ -7,14 +7,12 @@ import html
 import io
 import itertools
 import json
-import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from experiments.shown import Spread, print_table
 from experiments.sparsity.summary import Row, Summary
 
 HEADER = (
@@ -44,14 +42,9 @@ def cells_of(row: Row, found: Summary) -> tuple[str, ...]:
 _LAGS = {"ratio": ".3f", "steps": ",.0f", "age": ",.0f", "path": ".2f"}
 
 
-def print_table(console: Console, found: Summary) -> None:
+def print_rows(console: Console, found: Summary) -> None:
     """All rows, best first."""
-    table = Table(title=title_of(found), box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in ranked(found):
-        table.add_row(*cells_of(row, found))
-    console.print(table)
+    print_table(console, title_of(found), HEADER, [cells_of(row, found) for row in ranked(found)])
 
 
 def write_all(found: Summary, out: Path) -> Path:
@@ -132,8 +125,7 @@ def frontier(found: Summary) -> bytes:
 
 def _spread(values: list[float], found: Summary) -> str:
     scale, digits = (100, 2) if found.setup["percent"] else (1, 4)
-    sd = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * statistics.fmean(values):.{digits}f}{sd}"
+    return Spread.of([scale * value for value in values]).plain(digits)
 
 
 def _tr(tag: str, cells: tuple[str, ...]) -> str:

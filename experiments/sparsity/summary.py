@@ -9,6 +9,7 @@ from typing import Any
 
 from evergrad.errors import ConfigError
 from evergrad.records import Record
+from experiments.shown import setup_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +75,18 @@ def summarise(records: Sequence[Record]) -> Summary:
     cells = [record for record in records if record["event"] == "cell"]
     if not cells:
         raise ConfigError("out", "there are no results yet; run the experiment first")
-    setups = [record for record in records if record["event"] == "setup"]
+    setup, commits = setup_of(records)
     rate = statistics.mode(record["rate"] for record in reversed(cells))
     mine: dict[str, list[Record]] = {}
     for record in cells:
         if record["rate"] == rate:
             mine.setdefault(record["cell"], []).append(record)
-    sign = 1 if setups[-1]["higher_is_better"] else -1
+    sign = 1 if setup["higher_is_better"] else -1
     dense = {record["seed"]: sign * record["score"] for record in mine.get("dense", [])}
     tried = [record for record in cells if record["cell"] == "dense" and record["seed"] == 0]
     return Summary(
-        setup={key: value for key, value in setups[-1].items() if key not in ("event", "time_s")},
-        commits=sorted({str(record["commit"]) for record in setups}),
+        setup=setup,
+        commits=commits,
         rate=rate,
         rates={record["rate"]: record["score"] for record in tried},
         rows=[_row(name, sorted(found, key=_seed), dense, sign) for name, found in mine.items()],

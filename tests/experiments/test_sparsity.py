@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from experiments.sparsity.__main__ import main
-from experiments.sparsity.cells import make_optimizer
+from experiments.sparsity.cells import Setup, make_optimizer, run_cell
 from experiments.sparsity.choice import ByLag, ByScore, Pace
 from experiments.sparsity.lag import Lag
 from experiments.sparsity.loops import Loop
-from experiments.sparsity.methods import METHODS
+from experiments.sparsity.methods import METHODS, Cell
+from experiments.sparsity.subjects import load
 from experiments.sparsity.summary import summarise
 from torch import nn
 from torch.nn.functional import mse_loss
