@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from evergrad.errors import NonFiniteWeights
 from evergrad.records import Record
-from experiments.sparsity.loops import Loop
+from experiments.sparsity.loops import Array, Loop
 from experiments.sparsity.methods import METHODS, Cell
 from experiments.sparsity.subjects import Ground
 
@@ -78,7 +79,8 @@ class Setup:
 def run_cell(cell: Cell, setup: Setup, out: Path) -> Record:
     """All that is to be known of one cell; see README.md for the fields.
 
-    What is drawn depends on the seed alone, so that methods differ in nothing else.
+    What is drawn depends on the seed alone, so that methods differ in nothing else. Where training ends in weights that
+    are not finite, nothing more is learned or sent, and what was deployed last is scored to the end, as users have it.
     """
     method, ground = METHODS[cell.method], setup.ground
     subject, begun = ground.subject, time.process_time()
@@ -87,7 +89,8 @@ def run_cell(cell: Cell, setup: Setup, out: Path) -> Record:
     elements = sum(parameter.numel() for parameter in start[0].parameters())
     torch.manual_seed(cell.seed)
     random = np.random.default_rng(cell.seed)
-    outputs = []
+    outputs: list[Array] = []
+    diverged: int | None = None
     with tempfile.TemporaryDirectory(dir=out, prefix="cell-") as folder:
         loop = Loop(
             method, start, subject.loss, density=cell.density, folder=Path(folder) / "log", seed=cell.seed,
@@ -100,7 +103,11 @@ def run_cell(cell: Cell, setup: Setup, out: Path) -> Record:
             outputs.append(told.numpy())
             loop.scored(x, y, told)
             old = random.choice(new.start, max(0, subject.batch_size - ground.trigger), replace=False, shuffle=False)
-            loop.step(*setup.tensors(np.concatenate((np.arange(new.start, new.stop), old))))
+            if diverged is None:
+                try:
+                    loop.step(*setup.tensors(np.concatenate((np.arange(new.start, new.stop), old))))
+                except NonFiniteWeights:
+                    diverged = step
         finished = loop.finish()
     if finished["updates"] is None:
         finished |= {"updates": ground.steps, "sent_bytes": ground.steps * full_bytes}
@@ -114,12 +121,13 @@ def run_cell(cell: Cell, setup: Setup, out: Path) -> Record:
         **finished,
         "steps": ground.steps,
         "elements": elements,
+        "diverged": diverged,
         "lag": loop.lag.found(),
         "seconds": time.process_time() - begun,
     }
 
 
-def _scores(outputs: np.ndarray[Any, Any], ground: Ground) -> Record:
+def _scores(outputs: Array, ground: Ground) -> Record:
     """The leading measure: of all, of the second half, and of each twentieth; the others of all."""
     subject = ground.subject
     labels = subject.stream.y[: len(outputs)]

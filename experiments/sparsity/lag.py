@@ -24,7 +24,7 @@ class Lag:
     def __init__(self, master: Sequence[torch.Tensor], deployed: Sequence[torch.Tensor]) -> None:
         self._master, self._deployed = master, deployed
         self._few = sum(each.numel() for each in master) <= _MOST_ELEMENTS
-        self._step = 0
+        self.step = 0
         self._masters = deque[torch.Tensor](maxlen=_AGES[-1] + 1)
         self._before: torch.Tensor | None = None
         self._last: torch.Tensor | None = None
@@ -32,12 +32,12 @@ class Lag:
 
     def look(self) -> None:
         """After each step."""
-        self._step += 1
+        self.step += 1
         if not self._few:
             return
-        if self._step % _EVERY == _EVERY - 1:
+        if self.step % _EVERY == _EVERY - 1:
             self._before = _flat(self._deployed)
-        elif self._step % _EVERY == 0 and self._before is not None:
+        elif self.step % _EVERY == 0 and self._before is not None:
             self._note(self._before, _flat(self._master), _flat(self._deployed))
 
     def _note(self, before: torch.Tensor, master: torch.Tensor, deployed: torch.Tensor) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from evergrad import Publisher, Replica
+from evergrad.errors import NonFiniteWeights
 from evergrad.pytorch.learner import Loss
 from evergrad.pytorch.select import LayerTopK, RandomK, Selector
 from experiments.prapas2021.masking import GradientMemory
@@ -100,9 +101,15 @@ class Loop:
             self._choice.scored(loss, float(self._loss(_outputs(self.master, x), y).mean()))
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Takes one optimizer step, and sends what is due of it."""
+        """Takes one optimizer step, and sends what is due of it.
+
+        Raises:
+            NonFiniteWeights: the master holds NaN or infinity; deployed weights are as they were.
+        """
         self._backward(x, y)
         self._optimizer.step()
+        if not all(bool(each.isfinite().all()) for each in self._masters):
+            raise NonFiniteWeights("the master", self.lag.step)
         with torch.no_grad():
             if self.method.average is not None:
                 torch._foreach_lerp_(list(self._followed.parameters()), self._masters, 1 - self.method.average)

@@ -109,8 +109,11 @@ def best_rate(cells: Cells, rates: Sequence[float]) -> float:
         return rates[0]
     subject = cells.ground.subject
     sign = 1 if subject.measures[subject.main].higher_is_better else -1
-    scores = {rate: cells.get(Cell(method="dense", density=None, rate=rate, seed=0))["score"] for rate in rates}
-    return max(rates, key=lambda rate: sign * scores[rate])
+    found = {rate: cells.get(Cell(method="dense", density=None, rate=rate, seed=0)) for rate in rates}
+    scores = {rate: record["score"] for rate, record in found.items() if record["diverged"] is None}
+    if not scores:
+        raise ConfigError("rates", f"dense training diverges with each of {', '.join(map(str, rates))}; try lower ones")
+    return max(scores, key=lambda rate: sign * scores[rate])
 
 
 def _of_seed(settings: Settings, rate: float, seed: int) -> list[Cell]:

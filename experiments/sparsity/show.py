@@ -29,7 +29,7 @@ text-align:left;font-variant-numeric:tabular-nums}img{max-width:100%}"""
 def cells_of(row: Row, found: Summary) -> tuple[str, ...]:
     """A row in words, as long as `HEADER`."""
     return (
-        row.cell,
+        row.cell + (f" ({row.diverged} diverged)" if row.diverged else ""),
         str(len(row.seeds)),
         _spread(row.scores, found),
         _spread(row.lates, found),

@@ -19,7 +19,8 @@ class Row:
     Attributes:
         scores, lates: of each seed, in their order: over the whole stream, over its second half.
         gains: of each seed, what its score is better by than dense training of the same seed; positive is better.
-        update_bytes: of an update, the mean over updates and seeds. lag: see `lag.Lag.found`, means over seeds.
+        update_bytes: of an update, the mean over updates and seeds. diverged: seeds
+            whose training ended in weights that are not finite. lag: see `lag.Lag.found`, means over seeds.
     """
 
     cell: str
@@ -30,6 +31,7 @@ class Row:
     lates: list[float]
     gains: list[float]
     update_bytes: float
+    diverged: int
     lag: dict[str, float | None]
 
     @property
@@ -83,7 +85,9 @@ def summarise(records: Sequence[Record]) -> Summary:
             mine.setdefault(record["cell"], []).append(record)
     sign = 1 if setup["higher_is_better"] else -1
     dense = {record["seed"]: sign * record["score"] for record in mine.get("dense", [])}
-    tried = [record for record in cells if record["cell"] == "dense" and record["seed"] == 0]
+    tried = [
+        record for record in cells if record["cell"] == "dense" and record["seed"] == 0 and record["diverged"] is None
+    ]
     return Summary(
         setup=setup,
         commits=commits,
@@ -108,5 +112,6 @@ def _row(cell: str, found: list[Record], dense: dict[int, float], sign: int) -> 
         lates=[record["late"] for record in found],
         gains=[sign * record["score"] - dense[record["seed"]] for record in found if record["seed"] in dense],
         update_bytes=statistics.fmean(record["sent_bytes"] / max(1, record["updates"]) for record in found),
+        diverged=sum(record["diverged"] is not None for record in found),
         lag={name: statistics.fmean(values) if None not in values else None for name, values in lags.items()},
     )

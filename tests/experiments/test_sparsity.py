@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from evergrad import Publisher
+from evergrad.errors import NonFiniteWeights
 from evergrad.records import read_records
 
 ROOT = Path(__file__).parents[2]
@@ -224,7 +225,16 @@ def test_data_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_row_is_compared_with_dense_training_of_its_own_seeds() -> None:
     setup = {"event": "setup", "higher_is_better": False, "commit": "abc"}
-    common = {"event": "cell", "rate": 0.1, "late": 0.0, "sent_bytes": 30, "updates": 3, "lag": {}, "density": None}
+    common = {
+        "event": "cell",
+        "rate": 0.1,
+        "late": 0.0,
+        "sent_bytes": 30,
+        "updates": 3,
+        "diverged": None,
+        "lag": {},
+        "density": None,
+    }
     scores = [("dense", 0, 0.5), ("dense", 1, 0.7), ("open", 1, 0.6)]
     cells = [{**common, "cell": name, "method": name, "seed": seed, "score": score} for name, seed, score in scores]
     found = summarise([setup, *cells])
@@ -246,3 +256,12 @@ def test_the_smallest_cell_of_a_table_comes_out_as_it_is_checked_in(name: str, t
     spread = max(row["scores"]) - min(row["scores"])
     assert len(row["scores"]) > 1
     assert found["score"] == pytest.approx(row["scores"][0], abs=max(spread, 0.01))
+
+
+def test_what_diverges_raises_and_leaves_what_is_deployed(tmp_path: Path) -> None:
+    loop = looped("closed", tmp_path / "log")
+    before = deployed(loop).clone()
+    loop._masters[0].fill_(float("inf"))
+    with pytest.raises(NonFiniteWeights):
+        loop.step(*batches()[0])
+    assert torch.equal(deployed(loop), before)
