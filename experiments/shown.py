@@ -41,7 +41,9 @@ def mean(found: Iterable[Record], field: Callable[[Record], float | None]) -> fl
     return statistics.fmean(values) if values else None
 
 
-_ORDER = ("never-updated", "online", "retrained", "proactive", "recent", "masked", "closed", "open")
+_ORDER = (
+    "never-updated", "online", "retrained", "proactive", "recent-8", "masked", "closed", "open", "recent-top",
+)  # fmt: skip
 
 
 def place(cell: str) -> tuple[int, bool, int]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,27 +13,16 @@ from experiments.prapas2021.__main__ import main
 from experiments.prapas2021.grid import grid, steps_of
 from experiments.prapas2021.protocol import PROTOCOLS, quick
 
-from evergrad.records import read_records
+from tests.experiments.runs import DATA, cells_in, needs, run
 
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("EVERGRAD_DATA", ROOT.parent / "shared" / "data"))
-needs_mnist = pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="needs MNIST in EVERGRAD_DATA")
-
-
-def run(*told: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.prapas2021", *told]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
-
-
-def cells_in(out: Path) -> dict[str, dict[str, Any]]:
-    return {record["cell"]: record for record in read_records(out / "cells.jsonl") if record["event"] == "cell"}
+needs_mnist = needs("mnist")
 
 
 @pytest.fixture(scope="module")
 def quick_mnist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a whole quick run, and what it wrote to the terminal."""
     out = tmp_path_factory.mktemp("mnist")
-    done = run("mnist", "--quick", "--data", str(DATA), "--out", str(out))
+    done = run("prapas2021", "mnist", "--quick", "--data", str(DATA), "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -128,7 +113,7 @@ def test_started_again_it_runs_only_what_is_missing(quick_mnist: tuple[Path, str
     lines = (out / "cells.jsonl").read_text().splitlines(keepends=True)
     kept = [line for line in lines if '"closed-top-1e-3"' not in line]
     (out / "cells.jsonl").write_text("".join(kept) + lines[-1][:40])  # and a torn line
-    done = run("mnist", "--quick", "--data", str(DATA), "--out", str(out))
+    done = run("prapas2021", "mnist", "--quick", "--data", str(DATA), "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "[1/1] closed-top-1e-3, seed 0" in done.stdout
     after = cells_in(out)
@@ -143,7 +128,7 @@ def test_a_cell_that_fails_is_named_and_the_others_stay(quick_mnist: tuple[Path,
     (out / "cells.jsonl").write_text("".join(line for line in lines if '"cell":"online"' not in line))
     for file in (out / "first" / "seed-0").iterdir():
         file.write_bytes(b"damaged")
-    done = run("mnist", "--quick", "--data", str(DATA), "--out", str(out))
+    done = run("prapas2021", "mnist", "--quick", "--data", str(DATA), "--out", str(out))
     assert done.returncode == 1
     assert "online, seed 0, failed; what was done before is kept" in done.stderr
     assert "CheckpointDamaged" in done.stderr
@@ -152,7 +137,7 @@ def test_a_cell_that_fails_is_named_and_the_others_stay(quick_mnist: tuple[Path,
 
 def test_models_with_statistics_are_scored_with_and_without_them(random_cifar10: Path, tmp_path: Path) -> None:
     told = ["cifar10", "--model", "mobilenetv2", "--quick", "--cells", "masked-top-1e-2,closed-top-1e-2"]
-    done = run(*told, "--data", str(random_cifar10), "--out", str(tmp_path))
+    done = run("prapas2021", *told, "--data", str(random_cifar10), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     cells = cells_in(tmp_path)
     assert set(cells) == {"first", "masked-top-1e-2", "closed-top-1e-2"}

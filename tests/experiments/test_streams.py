@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +16,14 @@ from experiments.streams.subject import Examples, Measure, Subject, mean_of
 from experiments.streams.subjects import load
 
 from evergrad.metrics import accuracy
-from evergrad.records import read_records
-
-ROOT = Path(__file__).parents[2]
-DATA = Path(os.environ.get("EVERGRAD_DATA", ROOT.parent / "shared" / "data"))
-
-
-def needs(folder: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not (DATA / folder).is_dir(), reason=f"needs {folder} in EVERGRAD_DATA")
-
-
-def run(*told: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.streams", *told, "--data", str(DATA)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
-
-
-def cells_in(out: Path) -> dict[str, dict[str, Any]]:
-    return {record["cell"]: record for record in read_records(out / "cells.jsonl") if record["event"] == "cell"}
+from tests.experiments.runs import DATA, cells_in, needs, run
 
 
 @pytest.fixture(scope="module")
 def bikes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a whole quick run, and what it wrote to the terminal."""
     out = tmp_path_factory.mktemp("bikeshare")
-    done = run("bikeshare", "--quick", "--out", str(out))
+    done = run("streams", "bikeshare", "--quick", "--data", str(DATA), "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -94,7 +75,7 @@ def test_started_again_it_runs_only_what_is_missing(bikes: tuple[Path, str], tmp
     before = cells_in(out)
     lines = (out / "cells.jsonl").read_text().splitlines(keepends=True)
     (out / "cells.jsonl").write_text("".join(line for line in lines if '"recent-top-1e-3"' not in line))
-    done = run("bikeshare", "--quick", "--out", str(out))
+    done = run("streams", "bikeshare", "--quick", "--data", str(DATA), "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "[1/1] recent-top-1e-3, seed 0: RMSLE" in done.stdout
     after = cells_in(out)
@@ -106,7 +87,7 @@ def test_started_again_it_runs_only_what_is_missing(bikes: tuple[Path, str], tmp
 @needs("movielens-latest-small-2016")
 def test_half_stars_are_a_break_and_training_follows(tmp_path: Path) -> None:
     told = ["movielens", "--quick", "--cells", "never-updated,proactive-8,closed-top-1e-2", "--out", str(tmp_path)]
-    done = run(*told)
+    done = run("streams", *told, "--data", str(DATA))
     assert done.returncode == 0, done.stderr
     groups = {name: record["groups"] for name, record in cells_in(tmp_path).items() if name != "first"}
     assert set(groups) == {"never-updated", "proactive-8", "closed-top-1e-2"}
@@ -120,7 +101,9 @@ def test_half_stars_are_a_break_and_training_follows(tmp_path: Path) -> None:
 @needs("mnist")
 @pytest.mark.parametrize("name", ["rotating", "permuted"])
 def test_digits_drift_and_training_follows(name: str, tmp_path: Path) -> None:
-    done = run(name, "--quick", "--cells", "never-updated,recent-8", "--out", str(tmp_path))
+    done = run(
+        "streams", name, "--quick", "--cells", "never-updated,recent-8", "--data", str(DATA), "--out", str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     cells = cells_in(tmp_path)
     assert cells["recent-8"]["last"] > cells["never-updated"]["last"] + 0.05
