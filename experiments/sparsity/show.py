@@ -6,9 +6,10 @@ import base64
 import html
 import io
 import itertools
-import json
+import math
 from pathlib import Path
 
+import msgspec
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -49,7 +50,9 @@ def print_rows(console: Console, found: Summary) -> None:
 
 def write_all(found: Summary, out: Path) -> Path:
     """Writes summary.json, frontier.png and report.html to `out`; gives the report."""
-    (out / "summary.json").write_text(json.dumps(found.as_json(), indent=1) + "\n")
+    (out / "summary.json").write_text(
+        msgspec.json.format(msgspec.json.encode(found.as_json()), indent=1).decode() + "\n"
+    )
     picture = frontier(found)
     (out / "frontier.png").write_bytes(picture)
     facts = "".join(_tr("td", (name, value)) for name, value in facts_of(found).items())
@@ -75,7 +78,7 @@ def title_of(found: Summary) -> str:
 def ranked(found: Summary) -> list[Row]:
     """Rows by density, best first."""
     sign = -1 if found.setup["higher_is_better"] else 1
-    return sorted(found.rows, key=lambda row: (-(row.density or 1.0), sign * row.score))
+    return sorted(found.rows, key=lambda row: (-(row.density or 1.0), math.isnan(row.score), sign * row.score))
 
 
 def facts_of(found: Summary) -> dict[str, str]:
@@ -125,6 +128,8 @@ def frontier(found: Summary) -> bytes:
 
 def _spread(values: list[float], found: Summary) -> str:
     scale, digits = (100, 2) if found.setup["percent"] else (1, 4)
+    if any(math.isnan(value) for value in values):
+        return "beyond measure"
     return Spread.of([scale * value for value in values]).plain(digits)
 
 

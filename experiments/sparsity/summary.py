@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -84,7 +85,7 @@ def summarise(records: Sequence[Record]) -> Summary:
         if record["rate"] == rate:
             mine.setdefault(record["cell"], []).append(record)
     sign = 1 if setup["higher_is_better"] else -1
-    dense = {record["seed"]: sign * record["score"] for record in mine.get("dense", [])}
+    dense = {record["seed"]: sign * _number(record["score"]) for record in mine.get("dense", [])}
     tried = [
         record for record in cells if record["cell"] == "dense" and record["seed"] == 0 and record["diverged"] is None
     ]
@@ -95,6 +96,11 @@ def summarise(records: Sequence[Record]) -> Summary:
         rates={record["rate"]: record["score"] for record in tried},
         rows=[_row(name, sorted(found, key=_seed), dense, sign) for name, found in mine.items()],
     )
+
+
+def _number(value: float | None) -> float:
+    """NaN for what records have as null: a diverged model's outputs can be beyond any measure."""
+    return math.nan if value is None else value
 
 
 def _seed(record: Record) -> int:
@@ -108,9 +114,9 @@ def _row(cell: str, found: list[Record], dense: dict[int, float], sign: int) -> 
         method=found[0]["method"],
         density=found[0]["density"],
         seeds=[record["seed"] for record in found],
-        scores=[record["score"] for record in found],
-        lates=[record["late"] for record in found],
-        gains=[sign * record["score"] - dense[record["seed"]] for record in found if record["seed"] in dense],
+        scores=[_number(record["score"]) for record in found],
+        lates=[_number(record["late"]) for record in found],
+        gains=[sign * _number(record["score"]) - dense[record["seed"]] for record in found if record["seed"] in dense],
         update_bytes=statistics.fmean(record["sent_bytes"] / max(1, record["updates"]) for record in found),
         diverged=sum(record["diverged"] is not None for record in found),
         lag={name: statistics.fmean(values) if None not in values else None for name, values in lags.items()},
