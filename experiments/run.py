@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from evergrad.errors import ConfigError
 from evergrad.records import Record, RecordWriter, read_records
 from experiments.cell import Cell
-from experiments.machine import machine
+from experiments.machine import where_run
 from experiments.watch import Watch
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def run_grid(settings: Settings, cells: list[Cell], steps_of: Callable[[Cell], i
     if not waiting:
         return records_in(settings)
     with RecordWriter(path) as writer, _workers(settings, min(settings.jobs, len(waiting))) as workers:
-        writer.write("setup", **settings.fixed, jobs=settings.jobs, threads=settings.threads, **_where())
+        writer.write("setup", **settings.fixed, jobs=settings.jobs, threads=settings.threads, **where_run())
         watch.begin({cell: steps_of(cell) for cell in [*first, *others]})
         for part in (first, others):  # the others begin with what the first ones leave
             for cell, event in _events(workers, part):
@@ -194,12 +194,3 @@ def _started(settings: Settings) -> Process:
         [sys.executable, "-m", f"{settings.package}.worker", json.dumps(told)],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def _where() -> dict[str, Any]:
-    """The machine, and the commit of this repository."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return {"machine": machine(), "commit": found.stdout.strip() or None}

@@ -1,0 +1,99 @@
+"""The methods: what gradients are taken at, what the deployed weights follow, and which elements of them move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Deploy = Literal["dense", "sparse", "masked"]
+Forward = Literal["master", "deployed", "random", "between", "by-score", "by-lag"]
+Select = Literal["top", "random", "layer", "moment"]
+Pace = Literal["fixed", "cold", "drift", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One way to train and deploy.
+
+    Attributes:
+        deploy: dense (the whole model at each step), sparse (a `Publisher`), masked (the paper's gradient masking; a
+            replica gets the selected weights).
+        forward: the copy that gradients are taken at: one of both, either with the same chance, the point in the
+            middle, or the one that `choice.ByScore` or `choice.ByLag` names.
+        average: decay of an average of the master (EMA); it is deployed instead of the master. None: there is none.
+        select: the largest distances of all, any, the largest of each tensor, or those that Adam's second moment
+            weighs most. values: see `Publisher`.
+        keep: the fraction of the memory that outlives a step. clip: the largest |memory| / |master|, in 2-norms.
+        mask_momentum: momentum is set to 0 where an element was sent (Lin et al. 2018, "Deep Gradient Compression").
+        pace: how many elements a step sends: always as many; more at the beginning; more where losses rise; more where
+            the memory is large.
+    """
+
+    deploy: Deploy = "sparse"
+    forward: Forward = "deployed"
+    average: float | None = None
+    select: Select = "top"
+    values: Literal["steps", "exact"] = "steps"
+    keep: float = 1.0
+    clip: float | None = None
+    mask_momentum: bool = False
+    pace: Pace = "fixed"
+
+    @property
+    def has_density(self) -> bool:
+        return self.deploy != "dense"
+
+
+METHODS: dict[str, Method] = {
+    "dense": Method(deploy="dense", forward="master"),
+    "dense-ema": Method(deploy="dense", forward="master", average=0.99),
+    "dense-ema-long": Method(deploy="dense", forward="master", average=0.998),
+    "masked": Method(deploy="masked", forward="master"),
+    "open": Method(forward="master"),
+    "closed": Method(),
+    "random": Method(forward="random"),
+    "between": Method(forward="between"),
+    "by-score": Method(forward="by-score"),
+    "by-lag": Method(forward="by-lag"),
+    "open-ema": Method(forward="master", average=0.99),
+    "closed-ema": Method(average=0.99),
+    "closed-momentum-masked": Method(mask_momentum=True),
+    "closed-keep-0.99": Method(keep=0.99),
+    "open-keep-0.99": Method(forward="master", keep=0.99),
+    "closed-clip-0.05": Method(clip=0.05),
+    "open-clip-0.05": Method(forward="master", clip=0.05),
+    "closed-clip-0.02": Method(clip=0.02),
+    "closed-clip-0.1": Method(clip=0.1),
+    "random-clip-0.05": Method(forward="random", clip=0.05),
+    "closed-cold": Method(pace="cold"),
+    "closed-drift": Method(pace="drift"),
+    "closed-memory": Method(pace="memory"),
+    "closed-exact": Method(values="exact"),
+    "open-exact": Method(forward="master", values="exact"),
+    "closed-moment": Method(select="moment"),
+    "open-moment": Method(forward="master", select="moment"),
+    "closed-random-k": Method(select="random"),
+    "open-random-k": Method(forward="master", select="random"),
+    "closed-layer": Method(select="layer"),
+    "open-layer": Method(forward="master", select="layer"),
+}
+CORE = ("dense", "dense-ema", "dense-ema-long", "open", "closed", "random", "closed-clip-0.05", "by-score")
+DENSITIES = (1e-2, 1e-3, 1e-4, 1e-5)
+RATES = {"adam": (3e-4, 1e-3, 3e-3), "adamw": (3e-4, 1e-3, 3e-3), "sgd": (3e-3, 1e-2, 3e-2, 1e-1)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One method at one density, with one learning rate and one seed."""
+
+    method: str
+    density: float | None
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Without rate and seed."""
+        if self.density is None:
+            return self.method
+        return f"{self.method} {self.density:.0e}".replace("e-0", "e-")
