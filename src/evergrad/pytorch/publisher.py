@@ -78,9 +78,9 @@ class Publisher:
         budget: instead: as many as keep the bytes of updates to a rate, for example "20 kB/s" (`budget.ByteBudget`).
         quality: instead: as few as keep |master - deployed| / |master| below this bound, in 2-norms. Measuring that
             takes two more passes over the weights.
-        forward: "deployed" (closed loop: gradients see the weights that users see) or "master" (open loop: training is
-            untouched, the deployed weights follow it). A closure passed to `optimizer.step` runs at the master either
-            way.
+        forward: "deployed" (closed loop: gradients see what users see; it can oscillate where learning rates are high,
+            see docs/sparsity.md) or "master" (open loop: training is untouched, the deployed weights follow). A closure
+            passed to `optimizer.step` runs at the master either way.
         selector: which elements move; default: those that are furthest from the master, of all tensors.
         values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
             master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
