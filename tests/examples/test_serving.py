@@ -37,10 +37,6 @@ from tests.examples.support import (
 DIRECTORY = "updates"
 
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
 def test_fastapi_is_not_ready_before_the_first_version_and_then_always_fresh(tmp_path: Path) -> None:
     port = free_port()
     url, log = f"http://127.0.0.1:{port}", f"file:{tmp_path / DIRECTORY}"
@@ -95,7 +91,6 @@ def test_a_compiled_module_is_always_fresh(tmp_path: Path) -> None:
     assert "Recompiling" not in (tmp_path / "stderr").read_text()
 
 
-@pytest.mark.skipif(not installed("ray"), reason="needs ray[serve]")
 def test_ray_serve_is_always_fresh(tmp_path: Path) -> None:
     training, port = Training(tmp_path / DIRECTORY), free_port()
     environment = {"LOG": training.log, "PORT": str(port), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -113,7 +108,6 @@ def test_ray_serve_is_always_fresh(tmp_path: Path) -> None:
         ask_while_publishing(training, ask)
 
 
-@pytest.mark.skipif(not installed("litserve"), reason="needs litserve")
 def test_litserve_is_always_fresh(tmp_path: Path) -> None:
     training, port = Training(tmp_path / DIRECTORY), free_port()
     with (
