@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +29,7 @@ from evergrad.serve.server import Candidate, Server, Settings
 
 Array = npt.NDArray[Any]
 BATCH = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
+ROOT = Path(__file__).parents[2]
 
 
 def make_model() -> nn.Module:
@@ -115,3 +120,31 @@ def ask_json(url: str, method: str, path: str, content: object = None) -> tuple[
 def request_of(x: Array, **changes: object) -> dict[str, Any]:
     tensor = {"name": "input-0", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
     return {"inputs": [{**tensor, **changes}]}
+
+
+@contextmanager
+def command(*arguments: str, folder: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
+    """`evergrad` in a process of its own, which finds the modules in `folder`."""
+    paths = os.pathsep.join([str(folder), str(ROOT / "src")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evergrad", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line that it says."""
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):  # byte by byte: what a buffer holds back, select does not see
+        assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
+        line += os.read(process.stdout.fileno(), 1) or b"\n"
+    return line.decode()

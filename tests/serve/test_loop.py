@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,8 +11,7 @@ import numpy as np
 from evergrad.history import History
 from evergrad.serve.client import InferenceClient
 from tests.pipeline.tasks import make_examples
-from tests.serve.support import until
-from tests.serve.test_workers import ROOT, said
+from tests.serve.support import command, said, until
 
 MODEL = """
 from torch import nn
@@ -52,23 +46,6 @@ kind = "uniform"
 """
 
 
-@contextmanager
-def evergrad(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    paths = os.pathsep.join([str(folder), str(ROOT / "src")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evergrad", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def test_what_is_served_learns_from_its_labels_and_kills_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "run.toml").write_text(CONFIG)
@@ -93,9 +70,9 @@ def test_what_is_served_learns_from_its_labels_and_kills_lose_nothing(tmp_path: 
             until(lambda: client.info()["version"] >= version)
 
     serve = ("serve", "file:updates", "--model", "mine:make", "--feedback", "feedback", "--port")
-    with evergrad(tmp_path, *serve, "0") as server:
+    with command(*serve, "0", folder=tmp_path) as server:
         url = said(server).split(" on ")[1].strip()
-        with evergrad(tmp_path, "run", "run.toml") as trainer:
+        with command("run", "run.toml", folder=tmp_path) as trainer:
             use(url, 30)
             learned(url, 25)
             trainer.send_signal(signal.SIGKILL)
@@ -104,8 +81,8 @@ def test_what_is_served_learns_from_its_labels_and_kills_lose_nothing(tmp_path: 
         server.send_signal(signal.SIGKILL)
         server.wait()
     with (
-        evergrad(tmp_path, *serve, str(urlsplit(url).port)) as server,
-        evergrad(tmp_path, "run", "run.toml"),
+        command(*serve, str(urlsplit(url).port), folder=tmp_path) as server,
+        command("run", "run.toml", folder=tmp_path),
     ):
         assert said(server).split(" on ")[1].strip() == url
         learned(url, 40)

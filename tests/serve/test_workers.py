@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,34 +15,7 @@ import pytest
 from evergrad.errors import ServerError
 from evergrad.serve.client import InferenceClient
 from evergrad.serve.workers import supervise
-from tests.serve.support import BATCH, Training, ask, until
-
-ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evergrad", "serve", *arguments],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    line = b""
-    while not line.endswith(b"\n"):  # byte by byte: what a buffer holds back, select does not see
-        assert select.select([process.stdout], [], [], 60)[0], "it says nothing"
-        line += os.read(process.stdout.fileno(), 1) or b"\n"
-    return line.decode()
+from tests.serve.support import BATCH, Training, ask, command, said, until
 
 
 def children(parent: int) -> list[int]:
@@ -62,7 +32,9 @@ def alive(process: int) -> bool:
 def test_two_workers_share_a_port_one_dies_and_all_end_with_their_parent(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.step()
-    with command(training.url, "--model", "tests.serve.support:make_model", "--port", "0", "--workers", "2") as parent:
+    with command(
+        "serve", training.url, "--model", "tests.serve.support:make_model", "--port", "0", "--workers", "2"
+    ) as parent:
         url = said(parent).split(" on ")[1].strip()
         assert said(parent).endswith(f"{url}\n")
         workers = children(parent.pid)
@@ -112,7 +84,7 @@ def test_stopped_workers_are_ended(tmp_path: Path) -> None:
 def test_not_ready_until_the_log_is_begun(tmp_path: Path) -> None:
     place = tmp_path / "log"
     options = ("--model", "tests.serve.support:make_model", "--port", "0", "--input", "x:FP32:-1,4", "--grpc-port", "0")
-    with command(f"file:{place}", *options) as process:
+    with command("serve", f"file:{place}", *options) as process:
         line = said(process)
         assert "no version yet" in line
         assert "and gRPC on port " in line
