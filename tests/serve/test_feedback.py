@@ -21,8 +21,7 @@ from evergrad.serve.spool import SERVED, folders
 from evergrad.stream import Batch
 from evergrad.stream.feedback import FeedbackStream
 from evergrad.testing import FakeClock
-from tests.serve.support import BATCH, Training, ask, ask_json, serving, until
-from tests.serve.test_workers import command, said
+from tests.serve.support import BATCH, Training, ask, ask_json, command, said, serving, until
 
 X, Y, OUTPUTS = np.arange(6.0).reshape(3, 2), np.array([0, 1, 2]), np.arange(3.0)[:, None]
 FEEDBACK = "/v2/models/model/feedback"
@@ -318,7 +317,7 @@ def test_two_workers_join_each_other_s_answers_and_a_kill_loses_nothing(tmp_path
     training = Training(tmp_path / "log")
     options = ("--model", "tests.serve.support:make_model", "--port", "0", "--feedback", str(tmp_path / "f"))
     acknowledged = 0
-    with command(training.url, *options, "--workers", "2") as parent:
+    with command("serve", training.url, *options, "--workers", "2") as parent:
         url = said(parent).split(" on ")[1].strip()
         said(parent)
         for number in range(20):  # a connection each: the kernel spreads them
@@ -329,7 +328,7 @@ def test_two_workers_join_each_other_s_answers_and_a_kill_loses_nothing(tmp_path
                 acknowledged += client.label({str(number): Y[:2]})["joined"]
         assert acknowledged == 10
         parent.send_signal(signal.SIGKILL)
-    with command(training.url, *options) as again:
+    with command("serve", training.url, *options) as again:
         url = said(again).split(" on ")[1].strip()
         with InferenceClient(url, timeout_s=60) as client:
             assert client.label({str(number): Y[:2] for number in range(20)}) == {
