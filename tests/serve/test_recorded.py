@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,9 @@ def test_a_server_of_a_log_that_run_made_needs_no_code_of_the_model(
     (tmp_path / "config.toml").write_text(CONFIG)
     done = evergrad_command(tmp_path, "run", "config.toml", paths=str(ROOT))
     assert done.returncode == 0, done.stderr
+    shown = " ".join(evergrad_command(tmp_path, "log", "show", "file:updates").stdout.split())
+    assert re.search(r"built by the program [0-9a-f]{32}, [\d,]+ bytes, or the import path tests", shown), shown
+    assert "takes and gives input F32 [-1, 8] -> output-0 F32 [-1, 4]" in shown
     log = f"file:{tmp_path / 'updates'}"
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))  # the server finds evergrad, and not `tests`
     monkeypatch.chdir(tmp_path)

@@ -35,13 +35,13 @@ def show(
     """Shows a log's model, snapshots, folds and newest updates; replays it from the newest snapshot."""
     opened = _opened(log)
     schema, replica, latest = opened.schema, Replica(opened), opened.latest()
-    version = replica.sync()
+    version, signature = replica.sync(), _signature(opened)
     summary = table_of_facts()
     for key, value in {
         "model": f"{len(schema.tensors)} tensors, {schema.elements:,} elements, {schema.nbytes:,} bytes",
         "schema": schema.fingerprint + (f", since version {opened.begins}" if opened.begins else ""),
-        "built by": _builder(opened),
-        "takes and gives": _types(opened),
+        "built by": _builder(opened, signature),
+        "takes and gives": _types(signature),
         "versions": f"{version}, the newest {ago(replica.staleness_s())} stale",
         "digest": f"{replica.digest:016x}, checked at every update since the newest snapshot",
         "latest.json": "missing or unreadable" if latest is None else f"snapshot {latest.snapshot}, log {latest.log}",
@@ -95,9 +95,8 @@ def blame(
     stdout.print(summary)
 
 
-def _builder(log: UpdateLog) -> str:
+def _builder(log: UpdateLog, signature: Signature | str | None) -> str:
     """How the module is built, in the order in which a server tries it."""
-    signature = _signature(log)
     if isinstance(signature, str):
         return signature
     ways = [f"the import path {log.model}"] if log.model else []
@@ -106,8 +105,7 @@ def _builder(log: UpdateLog) -> str:
     return ", or ".join(ways) or _NOT_SAID
 
 
-def _types(log: UpdateLog) -> str:
-    signature = _signature(log)
+def _types(signature: Signature | str | None) -> str:
     if signature is None or isinstance(signature, str) or not signature.inputs:
         return _NOT_SAID
     sides = signature.inputs, signature.outputs

@@ -363,9 +363,9 @@ class History:
         return range(begin, begin + count)
 
     def _retain(self, writer: Writer) -> None:
-        segments, spared = writer.segments, self.keep_from
         if self._limits.keep_all:
             return
+        segments, spared = writer.segments, self.keep_from
         count = self._beyond(segments, self.end, self._newest_us)
         self._kept = int(segments.starts[count]) if len(segments) else 0
         if spared is not None:
