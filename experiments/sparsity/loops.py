@@ -145,7 +145,8 @@ class Loop:
     def _needs_before(self) -> bool:
         method = self.method
         lags = isinstance(self._choice, ByLag) or method.pace == "memory"
-        return lags or method.mask_momentum or method.keep < 1 or method.clip is not None
+        forgets = method.keep < 1 or method.let_go > 0 or method.clip is not None
+        return lags or forgets or method.mask_momentum
 
     def _after(self, before: Tensors) -> None:
         """What a method does to memory and momentum once the deployed weights have moved."""
@@ -157,8 +158,9 @@ class Loop:
                     if momentum is not None:
                         momentum.masked_fill_(old != new, 0)
         memory, size = _distance(self._masters, self._deployed), _size(self._masters)
-        if method.keep < 1:
-            torch._foreach_lerp_(self._masters, self._deployed, 1 - method.keep)
+        keep = method.keep * (self._choice.keep() if isinstance(self._choice, ByScore) else 1.0)
+        if keep < 1:
+            torch._foreach_lerp_(self._masters, self._deployed, 1 - keep)
         if method.clip is not None and memory > method.clip * size:
             torch._foreach_lerp_(self._masters, self._deployed, 1 - method.clip * size / memory)
         if isinstance(self._choice, ByLag):
@@ -185,7 +187,7 @@ def _choice(method: Method, seed: int) -> Choice:
     if method.forward == "random":
         return EitherAtRandom(seed)
     if method.forward == "by-score":
-        return ByScore()
+        return ByScore(method.margin, method.let_go)
     if method.forward == "by-lag":
         return ByLag()
     return Always({"master": 0.0, "deployed": 1.0, "between": 0.5}[method.forward])

@@ -23,6 +23,9 @@ class Method:
         average: decay of an average of the master (EMA); it is deployed instead of the master. None: there is none.
         select: the largest distances of all, any, the largest of each tensor, or those that Adam's second moment
             weighs most. values: see `Publisher`.
+        margin: by-score takes the deployed copy where its loss is above the master's by more than this fraction.
+        let_go: of the memory, times the fraction that the master's loss is above the deployed copy's by: what is
+            dropped at a step, for there the master has lost its way.
         keep: the fraction of the memory that outlives a step. clip: the largest |memory| / |master|, in 2-norms.
         mask_momentum: momentum is set to 0 where an element was sent (Lin et al. 2018, "Deep Gradient Compression").
         pace: how many elements a step sends: always as many; more at the beginning; more where losses rise; more where
@@ -34,6 +37,8 @@ class Method:
     average: float | None = None
     select: Select = "top"
     values: Literal["steps", "exact"] = "steps"
+    margin: float = 0.0
+    let_go: float = 0.0
     keep: float = 1.0
     clip: float | None = None
     mask_momentum: bool = False
@@ -54,6 +59,8 @@ METHODS: dict[str, Method] = {
     "random": Method(forward="random"),
     "between": Method(forward="between"),
     "by-score": Method(forward="by-score"),
+    "by-score-let-go": Method(forward="by-score", margin=0.05, let_go=0.1),
+    "by-score-let-go-0": Method(forward="by-score", let_go=0.1),
     "by-lag": Method(forward="by-lag"),
     "open-ema": Method(forward="master", average=0.99),
     "closed-ema": Method(average=0.99),
@@ -84,7 +91,7 @@ METHODS: dict[str, Method] = {
     "closed-layer": Method(select="layer"),
     "open-layer": Method(forward="master", select="layer"),
 }
-CORE = ("dense", "dense-ema", "dense-ema-long", "open", "closed", "random", "closed-clip-0.05", "by-score")
+CORE = ("dense", "dense-ema", "dense-ema-long", "open", "closed", "by-score", "by-score-let-go")
 DENSITIES = (1e-2, 1e-3, 1e-4, 1e-5)
 RATES = {"adam": (3e-4, 1e-3, 3e-3), "adamw": (3e-4, 1e-3, 3e-3), "sgd": (3e-3, 1e-2, 3e-2, 1e-1)}
 
