@@ -92,7 +92,9 @@ def record(task: Task, data: Path, logs: dict[float, Path], steps: int, seed: in
     for density, path in logs.items():
         shutil.rmtree(path, ignore_errors=True)
         twin, adam = copy.deepcopy((model, optimizer))
-        with Publisher(twin, adam, f"file:{path}.part", density=density, snapshot_every=1 << 30) as publisher:
+        with Publisher(
+            twin, adam, f"file:{path}.part", density=density, forward="deployed", snapshot_every=1 << 30
+        ) as publisher:
             for inputs, labels in itertools.islice(draws(x, y, task.first, task.new), steps):
                 adam.zero_grad()
                 nn.functional.cross_entropy(twin(inputs), labels).backward()  # type: ignore[no-untyped-call]

@@ -132,6 +132,20 @@ def test_the_copy_is_chosen_by_score_and_by_lag() -> None:
     assert (by_score.deployed_part(), by_lag.deployed_part()) == (0, 0)
 
 
+def test_memory_is_let_go_where_the_master_scores_worse() -> None:
+    choice = ByScore(margin=0.05, let_go=0.1)
+    choice.scored(deployed=0.52, master=0.5)  # worse by less than the margin
+    assert choice.deployed_part() == 0
+    assert [choice.keep() for _ in range(50)] == [1.0] * 50
+    lost = ByScore(let_go=0.1)
+    lost.scored(deployed=0.5, master=1.0)  # twice the loss: a tenth of the memory a step
+    assert [lost.keep() for _ in range(4)] == pytest.approx([0.9] * 4)
+    far = ByScore(let_go=0.1)
+    far.scored(deployed=0.5, master=50.0)
+    assert far.keep() == 0.5
+    assert ByScore().keep() == 1.0
+
+
 def test_paces_answer_to_what_they_are_named_for() -> None:
     pace = Pace(100)
     for loss in [1.0] * 9 + [1.0] * 41:

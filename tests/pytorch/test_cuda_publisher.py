@@ -178,7 +178,7 @@ def test_it_resumes_bit_for_bit(url: str) -> None:
 def test_gradients_are_taken_at_the_deployed_weights_on_the_device(url: str) -> None:
     model = channels_last().to(DEVICE)
     optimizer = sgd(model)
-    publisher = Apart(model, optimizer, url, density=0.02)
+    publisher = Apart(model, optimizer, url, density=0.02, forward="deployed")
     for _ in publish_each(publisher, model, optimizer, 3):
         pass
     x, y = next(batches(5))

@@ -71,21 +71,21 @@ class Publisher:
         model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
             steps.
         optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
-            (EMA); they are then followed (`forward="master"`), and move whenever `publish` is called.
+            (EMA); they are then followed, and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
         density: the fraction of parameter elements that move at each optimizer step, in (0, 1]. Default: 1e-3.
         k: instead of `density`: so many elements.
         budget: instead: as many as keep the bytes of updates to a rate, for example "20 kB/s" (`budget.ByteBudget`).
         quality: instead: as few as keep |master - deployed| / |master| below this bound, in 2-norms. Measuring that
             takes two more passes over the weights.
-        forward: "deployed" (closed loop: gradients see what users see; it can oscillate where learning rates are high,
-            see docs/sparsity.md) or "master" (open loop: training is untouched, the deployed weights follow). A closure
-            passed to `optimizer.step` runs at the master either way.
+        forward: "master" (open loop: training is untouched, the deployed weights follow) or "deployed" (closed loop:
+            gradients see what users see; at 1e-4 and below it can be far better, and it can diverge: see
+            docs/sparsity.md). A closure passed to `optimizer.step` runs at the master either way.
         selector: which elements move; default: those that are furthest from the master, of all tensors.
         values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
             master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
             tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
-            density: at each version replicas hold `model.bfloat16()`, bit for bit (needs `forward="master"`).
+            density: at each version replicas hold `model.bfloat16()`, bit for bit (with `forward="master"` only).
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself (BatchNorm's statistics: of a channel's deviation), rounded to within. 0: exactly, whenever it moves.
         every_steps: publishes by itself after each so many optimizer steps; None: when `publish` is called.
@@ -120,7 +120,7 @@ class Publisher:
         k: int | None = None,
         budget: str | None = None,
         quality: float | None = None,
-        forward: Forward = "deployed",
+        forward: Forward = "master",
         selector: Selector | None = None,
         values: ValuesAs = "steps",
         buffer_tolerance: float = 0.02,
