@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from evergrad.errors import ModuleUnknown, NotSynced
+from evergrad.errors import FactoryNotTrusted, ModuleUnknown, NotSynced
 from evergrad.log.signature import write_signature
 from evergrad.pytorch.bridge import ReplicaModule
 from evergrad.pytorch.module_of import module_of
+from evergrad.pytorch.publisher import Publisher
 from evergrad.replica import Replica
 from evergrad.serve.client import InferenceClient
 from evergrad.serve.servable import Candidate, Late
 from evergrad.serve.signature import TensorType
 from tests.pipeline.tasks import make_examples
-from tests.serve.support import BATCH, Training, ask_json, command, request_of, said, serving, until
+from tests.serve.support import BATCH, Training, ask_json, command, make_model, request_of, said, serving, until
 from tests.serve.test_recorded import CONFIG, ROOT, evergrad_command
 
 TYPES = TensorType("mine", "FP32", (-1, 4)), TensorType("output-0", "FP32", (-1, 3))
@@ -156,6 +158,20 @@ def test_looking_tells_waiting_from_failing(tmp_path: Path) -> None:
     assert servable.look() is None
     assert (servable.missing, servable.recorded) == (None, TYPES)
     assert np.array_equal(servable.predict(BATCH)[0], training.outputs())
+
+
+def test_a_log_with_an_untrusted_factory_is_waited_for_at_its_first_version_alone(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Publisher(model, optimizer, f"file:{tmp_path}", density=1.0, factory="trap:make"):
+        servable = late(f"file:{tmp_path}")
+        servable.replica.sync()
+        assert "--trust-factory" in (servable.look() or "")
+        model(torch.from_numpy(BATCH)).sum().backward()
+        optimizer.step()
+    servable.replica.sync()
+    with pytest.raises(FactoryNotTrusted):
+        servable.look()
 
 
 def test_what_cannot_be_built_is_told_once_and_ends_with_the_server(
