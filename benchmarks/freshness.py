@@ -139,11 +139,11 @@ def restarts(model: str, log: str, feedback: str, told: Trainer, count: int) -> 
     """Milliseconds where the server is started again for each version."""
     rng, found = np.random.default_rng(3), []
     for _ in range(count):
-        with server(model, log, feedback=feedback) as url, InferenceClient(url, timeout_s=60) as client:
+        with server(model, log, feedback=feedback) as (url, _), InferenceClient(url, timeout_s=60) as client:
             before = client.infer(images(rng, model, 1)).version
             sent, _ = tell(client, images(rng, model, NEW), rng.integers(0, 10, NEW))
             told.times()
-        with server(model, log) as url, InferenceClient(url, timeout_s=60) as client:
+        with server(model, log) as (url, _), InferenceClient(url, timeout_s=60) as client:
             if client.infer(images(rng, model, 1)).version <= before:
                 raise RuntimeError("the new server does not know the new version")
             found.append(1000 * (time.time() - sent))
@@ -171,7 +171,7 @@ def measure(model: str, *, density: float, updates: int, restarted: int) -> dict
             client.infer(one)
 
         with trainer(model, log, told, density) as training:
-            with server(model, log, feedback=told) as url:
+            with server(model, log, feedback=told) as (url, _):
                 ms = rounds(url, model, training, updates, by_version)
             replica = Replica(log)
             versions = replica.sync()
@@ -179,7 +179,7 @@ def measure(model: str, *, density: float, updates: int, restarted: int) -> dict
                 raise RuntimeError(f"{versions} versions are not one for each feedback")
             again = restarts(model, log, told, training, restarted)
         with (
-            server(model, log, pushed=str(pushed), feedback=f"{told}-pushed") as url,
+            server(model, log, pushed=str(pushed), feedback=f"{told}-pushed") as (url, _),
             trainer(model, log, f"{told}-pushed", density, str(pushed)) as training,
         ):
             whole = rounds(url, model, training, updates, by_count)

@@ -7,9 +7,16 @@ own, one image a request. Updates at `--density` were published before, and are 
 rate of each block, so that no training runs beside. Blocks of `--block-s` seconds take turns, there and back, with a
 block without updates beside each: ratios are of neighbours, and other work on the machine falls on both.
 
+What is asked is what the *server* loses by its updates. So the third process, which releases them, does the same in the
+blocks without: it releases the same files at the same rate into a folder that nobody serves (and saves the same whole
+states, where those are pushed). On two cores that server and clients keep busy, its own work would else be charged to
+the server. What a real writer costs the machine is for `benchmarks.overhead` to say.
+
 - `throughput_ratio`, `p99_ratio`: by updates per second, medians over the blocks of requests a second and of the 99th
   percentile of latency against the block without beside it. `*_quartiles`: 25 and 75%.
-- `requests_s`, `p50_ms`, `p99_ms`: by updates per second, medians over blocks; "0": of the blocks without.
+- `cpu_ratio`: the same of the server's processor time a request, all its threads together: other work on the machine
+  makes it wait, and this does not count that. `update_cpu_ms`: what that comes to for each update.
+- `requests_s`, `p50_ms`, `p99_ms`, `cpu_ms`: by updates per second, medians over blocks; "0": of the blocks without.
 - `applied_s`: by updates per second, versions that the server went through a second. Below the rate it folded several
   into one step, or could not keep up.
 - `push`: the same figures where each update is a push of the whole state: the server reads a file of all tensors and
@@ -100,14 +107,21 @@ def serve_here(model: str, log: str, port: int, pushed: str | None, feedback: st
 
 
 def load_here(url: str, model: str, clients: int) -> None:
-    """The clients' process: for each number of seconds on stdin, a line of JSON: latencies in ms, and failures."""
+    """The clients' process: for each number of seconds on stdin, a line of JSON.
+
+    That is latencies in ms, how many requests were answered, those of the beginning included, and how many failed.
+    """
     x = np.random.default_rng(0).standard_normal((1, *MODELS[model][1])).astype(np.float32)
     for line in sys.stdin:
         begin = time.perf_counter() + LOAD_S
-        end, found, failed = begin + float(line), [], []
+        end, found, failed, early = begin + float(line), [], [], []
 
         def ask(
-            begin: float = begin, end: float = end, found: list[float] = found, failed: list[float] = failed
+            begin: float = begin,
+            end: float = end,
+            found: list[float] = found,
+            failed: list[float] = failed,
+            early: list[float] = early,
         ) -> None:
             with InferenceClient(url, timeout_s=60) as client:
                 while (start := time.perf_counter()) < end:
@@ -117,15 +131,15 @@ def load_here(url: str, model: str, clients: int) -> None:
                         failed.append(time.perf_counter())
                         time.sleep(0.005)
                         continue
-                    if start >= begin:
-                        found.append(1000 * (time.perf_counter() - start))
+                    (found if start >= begin else early).append(1000 * (time.perf_counter() - start))
 
         threads = [threading.Thread(target=ask) for _ in range(clients)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        print(json.dumps({"ms": found, "failed": len(failed)}), flush=True)
+        answered = len(found) + len(early)
+        print(json.dumps({"ms": found, "answered": answered, "failed": len(failed)}), flush=True)
 
 
 @contextmanager
@@ -144,7 +158,8 @@ def process(*arguments: str, module: str = "benchmarks.serving") -> Iterator[sub
 @contextmanager
 def server(
     model: str, log: str, port: int = 0, pushed: str | None = None, feedback: str | None = None
-) -> Iterator[str]:
+) -> Iterator[tuple[str, int]]:
+    """Its URL, once it is ready, and its process's number."""
     extra = [] if pushed is None else ["--pushed", pushed]
     extra += [] if feedback is None else ["--feedback", feedback]
     with process("--serve", log, "--model", model, "--port", str(port), *extra) as running:
@@ -152,7 +167,7 @@ def server(
         with InferenceClient(url) as client:
             while not client.ready():
                 time.sleep(0.01)
-        yield url
+        yield url, running.pid
 
 
 class Load:
@@ -170,7 +185,7 @@ class Load:
 
 
 class Released:
-    """Updates that were published before, moved into the served log one by one."""
+    """Updates that were published before, linked into another log one by one."""
 
     def __init__(self, source: Path, target: Path) -> None:
         self._waiting = sorted((source / "updates").iterdir())
@@ -211,46 +226,72 @@ def publish(model: str, density: float, count: int, place: Path) -> nn.Module:
     return module
 
 
-def block(load: Load, seconds: float, rate: float, release: Any) -> dict[str, float]:
-    """One block: requests a second, latencies in ms, and releases a second."""
+def cpu_s(process: int) -> float:
+    """Seconds of processor time that a process has used, to the nanosecond: Linux's clock of another process."""
+    return time.clock_gettime(~process << 3 | 2)
+
+
+def block(load: Load, seconds: float, rate: float, release: Any, used_s: Any) -> dict[str, float]:
+    """One block: requests a second, latencies in ms, the server's processor time, and what was answered and released.
+
+    Args:
+        used_s: the processor time that the server has used so far, in seconds.
+    """
+    before_s = used_s()
     load.start(seconds)
     start, released = time.perf_counter(), 0
-    end = start + LOAD_S + seconds
-    while rate and (now := time.perf_counter()) < end:
-        if now - start >= released / rate:
-            release()
-            released += 1
-        else:
-            time.sleep(min(0.5 / rate, 0.002))
+    while rate and (due := start + released / rate) < start + LOAD_S + seconds > time.perf_counter():
+        time.sleep(max(0.0, due - time.perf_counter()))
+        release()
+        released += 1
     found = load.wait()
-    ms = np.array(found["ms"])
-    return {"requests_s": len(ms) / seconds, "p50_ms": float(np.median(ms)), "p99_ms": float(np.quantile(ms, 0.99))}
+    ms, cpu_ms = np.array(found["ms"]), 1000 * (used_s() - before_s)
+    return {
+        "requests_s": len(ms) / seconds,
+        "p50_ms": float(np.median(ms)),
+        "p99_ms": float(np.quantile(ms, 0.99)),
+        "cpu_ms": cpu_ms / found["answered"],
+        "answered": found["answered"],
+        "released": released,
+    }
 
 
-def compare(load: Load, rounds: int, seconds: float, release: Any, count: Any) -> dict[str, Any]:
-    """All blocks against one server. `count`: the updates that it applied so far."""
-    block(load, seconds, 0, release)  # a warm-up
-    blocks: dict[int, list[dict[str, float]]] = {0: [], **{rate: [] for rate in RATES}}
-    ratios: dict[int, list[tuple[float, float]]] = {rate: [] for rate in RATES}
+def update_cpu_ms(without: dict[str, float], updated: dict[str, float]) -> float:
+    """Processor time that the server used more in the second of two blocks, for each update."""
+    return (updated["cpu_ms"] - without["cpu_ms"]) * updated["answered"] / updated["released"]
+
+
+def compare(
+    load: Load, rounds: int, seconds: float, release: Any, aside: Any, count: Any, used_s: Any
+) -> dict[str, Any]:
+    """All blocks against one server.
+
+    Args:
+        release, aside: release an update where it is served, and where it is not.
+        count: the updates that it applied so far.
+        used_s: as in `block`.
+    """
+    block(load, seconds, 0, release, used_s)  # a warm-up
+    pairs: dict[int, list[tuple[dict[str, float], dict[str, float]]]] = {rate: [] for rate in RATES}
     applied: dict[int, list[float]] = {rate: [] for rate in RATES}
     for number in range(rounds):
         for rate in RATES if number % 2 == 0 else reversed(RATES):
-            pair: dict[int, dict[str, float]] = {}
-            for each in (0, rate) if number % 2 == 0 else (rate, 0):
+            pair: dict[bool, dict[str, float]] = {}
+            for updated in (False, True) if number % 2 == 0 else (True, False):
                 before = count()
-                pair[each] = block(load, seconds, each, release)
-                blocks[each].append(pair[each])
-                if each:
-                    applied[each].append((count() - before) / (LOAD_S + seconds))
-            ratios[rate].append(tuple(pair[rate][key] / pair[0][key] for key in ("requests_s", "p99_ms")))  # type: ignore[arg-type]
+                pair[updated] = block(load, seconds, rate, release if updated else aside, used_s)
+                if updated:
+                    applied[rate].append((count() - before) / (LOAD_S + seconds))
+            pairs[rate].append((pair[False], pair[True]))
     found: dict[str, Any] = {}
-    for key in ("requests_s", "p50_ms", "p99_ms"):
-        found[key] = {str(rate): statistics.median(b[key] for b in each) for rate, each in blocks.items()}
-    for at, key in enumerate(("throughput_ratio", "p99_ratio")):
-        found[key] = {str(rate): statistics.median(pair[at] for pair in each) for rate, each in ratios.items()}
-        found[f"{key}_quartiles"] = {
-            str(rate): np.quantile([pair[at] for pair in each], (0.25, 0.75)).tolist() for rate, each in ratios.items()
-        }
+    for key in ("requests_s", "p50_ms", "p99_ms", "cpu_ms"):
+        found[key] = {"0": statistics.median(without[key] for each in pairs.values() for without, _ in each)}
+        found[key] |= {str(rate): statistics.median(updated[key] for _, updated in pairs[rate]) for rate in RATES}
+    for key, of in (("throughput_ratio", "requests_s"), ("p99_ratio", "p99_ms"), ("cpu_ratio", "cpu_ms")):
+        ratios = {str(rate): [updated[of] / without[of] for without, updated in pairs[rate]] for rate in RATES}
+        found[key] = {rate: statistics.median(each) for rate, each in ratios.items()}
+        found[f"{key}_quartiles"] = {rate: np.quantile(each, (0.25, 0.75)).tolist() for rate, each in ratios.items()}
+    found["update_cpu_ms"] = {str(r): statistics.median(update_cpu_ms(*pair) for pair in pairs[r]) for r in RATES}
     found["applied_s"] = {str(rate): statistics.median(each) for rate, each in applied.items()}
     return found
 
@@ -277,12 +318,13 @@ def back_ms(url: str, model: str) -> dict[str, float]:
 
 def restart(model: str, log: str, clients: int) -> dict[str, float]:
     """What clients see of a server that is started again."""
-    with server(model, log) as url, process("--load", url, "--model", model, "--clients", str(clients)) as running:
+    arguments = ("--model", model, "--clients", str(clients))
+    with server(model, log) as (url, _), process("--load", url, *arguments) as running:
         port = int(url.rpartition(":")[2])
         load = Load(running)
         load.start(0.0)  # the processes are warm after it
         load.wait()
-    with process("--load", url, "--model", model, "--clients", str(clients)) as running:
+    with process("--load", url, *arguments) as running:
         load = Load(running)
         with server(model, log, port):
             load.start(20.0)
@@ -297,7 +339,7 @@ def restart(model: str, log: str, clients: int) -> dict[str, float]:
 def measure(model: str, *, density: float, rounds: int, block_s: float, clients: int) -> dict[str, Any]:
     """All figures of one model."""
     with tempfile.TemporaryDirectory() as folder:
-        source, served, whole = (Path(folder, name) for name in ("source", "served", "whole"))
+        source, served, whole, unserved = (Path(folder, name) for name in ("source", "served", "whole", "unserved"))
         count = int(rounds * sum(RATES) * (block_s + LOAD_S + 1)) + 10
         module = publish(model, density, count, source)
         for place in (served, whole):
@@ -306,24 +348,24 @@ def measure(model: str, *, density: float, rounds: int, block_s: float, clients:
             (place / "latest.json").unlink()  # it names a snapshot that comes after the updates to release
             for path in sorted((place / "snapshots").iterdir())[1:]:
                 path.unlink()
+        (unserved / "updates").mkdir(parents=True)
         update_bytes = statistics.median(path.stat().st_size for path in (source / "updates").iterdir())
         arguments = ("--model", model, "--clients", str(clients))
-        with server(model, f"file:{served}") as url, process("--load", url, *arguments) as running:
+        with server(model, f"file:{served}") as (url, pid), process("--load", url, *arguments) as running:
             with InferenceClient(url) as client:
-                found = compare(
-                    Load(running), rounds, block_s, Released(source, served), lambda: client.info()["version"]
-                )
+                places = Released(source, served), Released(source, unserved)
+                version = lambda: client.info()["version"]  # noqa: E731
+                found = compare(Load(running), rounds, block_s, *places, version, lambda: cpu_s(pid))
             found["versions"] = back_ms(url, model)
-        place = Path(folder, "state.pt")
-        counted = place.with_suffix(".count")
-        push = Push(module, place)
+        states = Path(folder, "state.pt"), Path(unserved, "state.pt")
+        counted = states[0].with_suffix(".count")
+        pushes = (Push(module, state) for state in states)
         with (
-            server(model, f"file:{whole}", pushed=str(place)) as url,
+            server(model, f"file:{whole}", pushed=str(states[0])) as (url, pid),
             process("--load", url, *arguments) as running,
         ):
-            found["push"] = compare(
-                Load(running), rounds, block_s, push, lambda: int(counted.read_text()) if counted.exists() else 0
-            )
+            pushed = lambda: int(counted.read_text()) if counted.exists() else 0  # noqa: E731
+            found["push"] = compare(Load(running), rounds, block_s, *pushes, pushed, lambda: cpu_s(pid))
         found["restart"] = restart(model, f"file:{served}", clients)
         settings = {"model": model, "density": density, "rounds": rounds, "block_s": block_s, "clients": clients}
         return {**settings, "update_bytes": update_bytes, **found}
@@ -352,7 +394,7 @@ def main() -> None:
         settings = {"density": given.density, "rounds": given.rounds}
         found.append(measure(model, **settings, block_s=given.block_s, clients=given.clients))
         if not given.json:
-            keys = ("throughput_ratio", "p99_ratio", "requests_s", "p99_ms", "versions", "restart")
+            keys = ("throughput_ratio", "p99_ratio", "update_cpu_ms", "requests_s", "p99_ms", "versions", "restart")
             print(model, json.dumps({key: found[-1][key] for key in keys}))
     today = dt.datetime.now(dt.UTC).date().isoformat()
     print(json.dumps({"results": found, "machine": machine(), "date": today}))

@@ -239,10 +239,14 @@ def test_without_the_command_lines_own_packages_it_says_what_to_install(tmp_path
 
 
 def test_serve_of_a_log_that_does_not_say_its_model_asks_for_it(tmp_path: Path) -> None:
+    import torch
     from torch import nn, optim
 
     model = nn.Linear(2, 2)
-    evergrad.Publisher(model, optim.SGD(model.parameters(), 0.1), f"file:{tmp_path / 'updates'}").close()
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    with evergrad.Publisher(model, optimizer, f"file:{tmp_path / 'updates'}", density=1.0):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
     done = evergrad_command(tmp_path, "serve", "updates")
     assert done.returncode == 1
     assert "ModuleUnknown: the log at updates does not say how to build its module; name it" in done.stderr

@@ -123,7 +123,7 @@ def request_of(x: Array, **changes: object) -> dict[str, Any]:
 
 
 @contextmanager
-def command(*arguments: str, folder: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
+def command(*arguments: str, folder: Path = ROOT, stderr: Any = None) -> Iterator[subprocess.Popen[str]]:
     """`evergrad` in a process of its own, which finds the modules in `folder`."""
     paths = os.pathsep.join([str(folder), str(ROOT / "src")])
     process = subprocess.Popen(
@@ -131,6 +131,7 @@ def command(*arguments: str, folder: Path = ROOT) -> Iterator[subprocess.Popen[s
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     with process:

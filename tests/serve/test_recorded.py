@@ -81,7 +81,10 @@ def test_an_import_path_in_a_log_is_not_followed_unasked(tmp_path: Path) -> None
     (tmp_path / "trap.py").write_text("open('sprung', 'w').close()\n")
     training = Training(tmp_path / "updates")
     training.publisher.detach()
-    evergrad.Publisher(training.model, None, f"file:{tmp_path / 'other'}", forward="master", factory="trap:make")
+    optimizer = torch.optim.SGD(training.model.parameters(), 0.1)
+    with evergrad.Publisher(training.model, optimizer, f"file:{tmp_path / 'other'}", density=1.0, factory="trap:make"):
+        training.model(torch.from_numpy(BATCH)).sum().backward()
+        optimizer.step()
     done = evergrad_command(tmp_path, "serve", "file:other")
     assert done.returncode == 1
     assert "FactoryNotTrusted" in done.stderr

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +21,8 @@ from evergrad.replica import Replica
 if TYPE_CHECKING:
     from evergrad.serve.access import Tls
     from evergrad.serve.feedback import Feedback
+    from evergrad.serve.servable import Late, Types
     from evergrad.serve.server import Candidate, Servable, Settings
-    from evergrad.serve.signature import TensorType
 
 _Model = Annotated[
     str | None,
@@ -109,9 +108,7 @@ def serve(
         return
     sys.path.insert(0, os.getcwd())
     replica = Replica(_opened(log, share))
-    stable = _servable(replica, model, device, trust_factory)
-    settings = replace(settings, recorded=_recorded(replica.log) if model is None else None)
-    trial = None
+    stable, trial = _servable(replica, model, device, trust_factory), None
     if candidate is not None:
         other = _servable(_beside(replica, log, candidate), model, device, trust_factory)
         trial = Candidate(servable=other, share=candidate_share, shadow=shadow)
@@ -144,50 +141,59 @@ def _opened(log: str, share: Path | None) -> str | UpdateLog:
         return log
     from evergrad.log.shared import SharedStore
 
-    opened = open_log(log)
-    return log if isinstance(opened.store, LocalStore) else UpdateLog(SharedStore(opened.store, share, log), log)
+    try:
+        store = open_log(log).store
+    except LogNotFound:  # only a place on this machine can be missing so far
+        return log
+    return log if isinstance(store, LocalStore) else UpdateLog(SharedStore(store, share, log), log)
 
 
-def _recorded(log: UpdateLog) -> tuple[TensorType, TensorType] | None:
-    from evergrad.serve.signature import recorded_types
-
-    signature = read_signature(log)
-    return None if signature is None else recorded_types(signature)
-
-
-def _servable(replica: Replica, model: str | None, device: str, trust_factory: bool) -> Servable:
-    """A module that follows `replica`; of a log that is not begun, one that waits for it."""
+def _servable(replica: Replica, model: str | None, device: str, trust_factory: bool) -> Late:
+    """A module that follows `replica`; where it cannot be built yet, one that waits for that, and says so."""
     from evergrad.serve.servable import Late
 
-    begun = True
+    late = Late(replica, _builder(replica, model, device, trust_factory))
     try:
         replica.sync()
     except (LogNotFound, NotSynced) as error:
-        if model is None:
-            raise
-        begun = False
         typer.echo(f"evergrad: waiting for the first version: {error}", err=True)
     except EvergradError as error:
         if replica.stats().version is None:
             raise
         typer.echo(f"evergrad: serving version {replica.version} for now: {error}", err=True)
+    waits = late.look()
+    if waits is not None and replica.stats().version is not None:
+        typer.echo(f"evergrad: {waits}", err=True)
+    return late
+
+
+def _builder(
+    replica: Replica, model: str | None, device: str, trust_factory: bool
+) -> Callable[[], tuple[Servable, Types | None]]:
+    """What builds the servable; a named module is made here, so that what is wrong with it ends the command at once."""
     from evergrad.pytorch.bridge import ReplicaModule
-    from evergrad.pytorch.module_of import module_of
+    from evergrad.pytorch.module_of import module_by
     from evergrad.pytorch.placed import PlacedModule
+    from evergrad.serve.signature import recorded_types
 
-    module = import_object(model, "--model")() if model else module_of(replica.log, trust_factory=trust_factory)
+    named = import_object(model, "--model")() if model else None
 
-    def build() -> Servable:
-        return ReplicaModule(module, replica) if device == "cpu" else PlacedModule(module, replica, device)
+    def build() -> tuple[Servable, Types | None]:
+        module, types = named, None
+        if module is None:
+            signature = read_signature(replica.log)
+            module = module_by(replica.log, signature, trust_factory=trust_factory)
+            types = None if signature is None else recorded_types(signature)
+        return ReplicaModule(module, replica) if device == "cpu" else PlacedModule(module, replica, device), types
 
-    return build() if begun else Late(replica, build)
+    return build
 
 
-def _run(servable: Servable, settings: Settings, candidate: Candidate | None) -> None:
+def _run(servable: Late, settings: Settings, candidate: Candidate | None) -> None:
     from evergrad.serve.server import Server
 
     server = Server(servable, settings, candidate=candidate)
-    version = servable.replica.stats().version
+    version = None if servable.missing else servable.replica.stats().version
 
     def on_start(url: str) -> None:
         what = "no version yet" if version is None else f"version {version}"

@@ -107,8 +107,9 @@ def read_rice(reader: Reader, count: int) -> Words:
         CorruptRecord: there are not so many, or bits stand where no writer writes any.
     """
     parameters, head_bits = _read_head(reader, -(-count // BLOCK))
-    widths = np.repeat(parameters, BLOCK)[:count]
-    stops = np.cumsum(widths) + np.uint64(head_bits)
+    widths = np.repeat(parameters, BLOCK if len(parameters) > 1 else count)[:count]
+    stops = widths.cumsum()
+    stops += np.uint64(head_bits)
     used = int(stops[-1])
     first = reader.offset + (used >> 3)
     if first > len(reader.data):
@@ -121,7 +122,8 @@ def read_rice(reader: Reader, count: int) -> Words:
         raise reader.fail("padding bits are not zero")
     ends[1:] -= ends[:-1] + 1
     high = ends.view(np.uint64)
-    if (high >> np.minimum(_WORD - widths, np.uint64(63))).any():
+    # Below 2^8 a part fits above any parameter.
+    if int(high.max()) >> 64 - MAX_PARAMETER and (high >> np.minimum(_WORD - widths, np.uint64(63))).any():
         raise reader.fail("a value has more than 64 bits")
     high <<= widths
     high |= low
@@ -156,10 +158,13 @@ def _read_head(reader: Reader, blocks: int) -> tuple[Words, int]:
     data = reader.data[reader.offset : reader.offset + (bits + 7 >> 3)]
     if 8 * len(data) < bits:
         raise reader.fail(f"the parameters of {blocks} blocks end early")
-    widths = np.full(spreads + 1, SPREAD_BITS, dtype=np.uint64)
-    widths[0] = SMALLEST_BITS
-    fields = unpack_fields(data, np.cumsum(widths), widths)
-    parameters = fields[0] + fields[1:] if spreads else fields
+    if spreads:
+        widths = np.full(spreads + 1, SPREAD_BITS, dtype=np.uint64)
+        widths[0] = SMALLEST_BITS
+        fields = unpack_fields(data, np.cumsum(widths), widths)
+        parameters = fields[0] + fields[1:]
+    else:
+        parameters = np.array([data[0] >> 8 - SMALLEST_BITS], dtype=np.uint64)
     if int(parameters.max()) > MAX_PARAMETER:
         raise reader.fail(f"a Rice parameter of {parameters.max()}, at most {MAX_PARAMETER}")
     return parameters, bits
@@ -192,10 +197,15 @@ def unpack_fields(data: bytes, stops: Words, widths: Words) -> Words:
         part = slice(first, first + _CHUNK)
         starts, width = stops[part] - widths[part], widths[part]
         byte, bit = (starts >> np.uint64(3)).astype(np.int64), starts & np.uint64(7)
-        here = words[byte].astype(np.uint64) << bit
-        if int(width.max()) > 57:  # then a value may reach into a ninth byte
+        here = words[byte].astype(np.uint64)
+        here <<= bit
+        if int(width.max()) <= 57:
+            here >>= _ONE  # in two shifts, for one of 64 is undefined
+            here >>= np.uint64(63) - width
+            result[part] = here
+        else:  # a value may reach into a ninth byte
             here |= padded[byte + 8].astype(np.uint64) >> (np.uint64(8) - bit)
-        result[part] = np.where(width > 0, here >> (_WORD - width & np.uint64(63)), np.uint64(0))
+            result[part] = np.where(width > 0, here >> (_WORD - width & np.uint64(63)), np.uint64(0))
     return result
 
 

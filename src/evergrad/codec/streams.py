@@ -60,9 +60,11 @@ def read_indices(reader: Reader, count: int, elements: int, *, runs: bool) -> In
 
 
 def _ascending(reader: Reader, gaps: Words, count: int, elements: int) -> Indices:
-    if int(gaps.max()) >= elements or float(gaps.sum(dtype=np.float64)) + count > elements:
+    # A model has so few elements that the sum of gaps that fit is exact.
+    if float(gaps.sum(dtype=np.float64)) + count > elements:
         raise reader.fail("an index lies outside the model")
-    indices: Indices = np.cumsum(gaps.view(np.int64) + 1) - 1
+    indices: Indices = (gaps.view(np.int64) + 1).cumsum()
+    indices -= 1
     return indices
 
 

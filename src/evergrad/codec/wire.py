@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 import xxhash
@@ -71,11 +70,7 @@ def decode(data: bytes, schema: Schema, name: str = "update") -> Update:
         CorruptRecord: truncated, altered, or not an update of such a model.
         UnsupportedFormat: written by a newer release.
     """
-    header, reader = _open(data, name)
-    sections = []
-    while reader.offset < len(data):
-        sections.append(_decode_section(reader, schema.elements))
-    return replace(header, sections=tuple(sections))
+    return _open(data, name, schema)[0]
 
 
 def decode_header(data: bytes, name: str = "update") -> Update:
@@ -93,16 +88,19 @@ def split(data: bytes, name: str = "update") -> tuple[Update, bytes]:
     return header, data[reader.offset :]
 
 
-def _open(data: bytes, name: str) -> tuple[Update, Reader]:
-    """An update without its sections, and a reader that stands before them."""
+def _open(data: bytes, name: str, schema: Schema | None = None) -> tuple[Update, Reader]:
+    """An update, with sections where the schema is given, and the reader that stands before or behind them."""
     flags, span, version, run, fingerprint, before, after, newest_us = _read_header(data, name)
     reader = Reader(data, HEADER_BYTES, name)
-    header = Update(
+    examples = _read_examples(reader) if flags & _LINEAGE else None
+    sections: list[Section] = []
+    while schema is not None and reader.offset < len(data):
+        sections.append(_decode_section(reader, schema.elements))
+    update = Update(
         base_version=version - span, version=version, run=run, schema=fingerprint, digest_before=before,
-        digest_after=after, newest_us=newest_us, sections=(),
-        examples=_read_examples(reader) if flags & _LINEAGE else None,
+        digest_after=after, newest_us=newest_us, sections=tuple(sections), examples=examples,
     )  # fmt: skip
-    return header, reader
+    return update, reader
 
 
 def _read_examples(reader: Reader) -> range:
@@ -188,16 +186,17 @@ def _read_steps(reader: Reader, count: int, elements: int, *, runs: bool, levell
     if not (math.isfinite(scale) and scale > 0):
         raise reader.fail(f"steps of scale {scale}")
     indices = read_indices(reader, count, elements, runs=runs)
-    bits = np.unpackbits(np.frombuffer(reader.take((count + 7) // 8), dtype=np.uint8))
-    if bits[count:].any():
+    data = reader.take((count + 7) // 8)
+    if count & 7 and data[-1] & 0xFF >> (count & 7):
         raise reader.fail("padding bits are not zero")
+    negative = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count).view(np.bool_)
     levels = None
     if levelled:
         found = read_rice(reader, count)
         if int(found.max()) > _MAX_LEVEL:
             raise reader.fail(f"a step of level {found.max()}, at most {_MAX_LEVEL}")
         levels = found.astype(np.uint8)
-    return Steps(indices, bits[:count].view(np.bool_), scale, levels)
+    return Steps(indices, negative, scale, levels)
 
 
 def _little_endian(array: Array) -> Array:

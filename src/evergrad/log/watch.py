@@ -24,6 +24,7 @@ _IN_Q_OVERFLOW, _IN_IGNORED, _IN_ONLYDIR = 0x4000, 0x8000, 0x01000000
 _GONE = _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_IGNORED
 _MASK = _IN_MOVED_TO | _IN_CREATE | _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_ONLYDIR
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
+_EVENTS_BYTES, _LONGEST_EVENT = 1 << 16, _EVENT.size + 256
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 # Kinds of file systems that other machines may write to, which no inotify here tells. A wrong guess costs polling.
 _SHARED = (
@@ -171,10 +172,11 @@ class Inotify:
 
     def _appeared(self) -> bool:
         """Takes all that the kernel has kept; whether any of it is what is waited for."""
-        appeared = False
+        appeared, full = False, True
         with contextlib.suppress(BlockingIOError):
-            while True:
-                appeared |= self._tells(os.read(self._events, 1 << 16))
+            while full:  # else there was room for one event more, and what came since ends the next wait
+                data = os.read(self._events, _EVENTS_BYTES)
+                appeared, full = appeared | self._tells(data), len(data) > _EVENTS_BYTES - _LONGEST_EVENT
         return appeared
 
     def _tells(self, data: bytes) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 from evergrad.config import import_object
 from evergrad.errors import FactoryNotTrusted, ModuleUnknown
 from evergrad.log import UpdateLog, open_log
-from evergrad.log.signature import read_program, read_signature
+from evergrad.log.signature import Signature, read_program, read_signature
 from evergrad.pytorch.bridge import schema_of
 from evergrad.pytorch.program import load_program
 
@@ -43,14 +43,18 @@ def module_of(log: str | UpdateLog, *, trust_factory: bool = False) -> nn.Module
         >>> publisher.detach()
     """
     opened = log if isinstance(log, UpdateLog) else open_log(log)
-    signature = read_signature(opened)
+    return module_by(opened, read_signature(opened), trust_factory=trust_factory)
+
+
+def module_by(log: UpdateLog, signature: Signature | None, *, trust_factory: bool = False) -> nn.Module:
+    """As `module_of`, for who has read the log's signature already."""
     if signature is not None and signature.program is not None:
-        data = read_program(opened, signature)
-        return load_program(data, opened.schema, f"programs/{signature.program}.json")
-    if opened.model is None:
-        raise ModuleUnknown(opened.url)
+        data = read_program(log, signature)
+        return load_program(data, log.schema, f"programs/{signature.program}.json")
+    if log.model is None:
+        raise ModuleUnknown(log.url)
     if not trust_factory:
-        raise FactoryNotTrusted(opened.url, opened.model)
-    module: nn.Module = import_object(opened.model, "model")()
-    opened.schema.require(schema_of(module))
+        raise FactoryNotTrusted(log.url, log.model)
+    module: nn.Module = import_object(log.model, "model")()
+    log.schema.require(schema_of(module))
     return module

@@ -31,7 +31,6 @@ from evergrad.serve.request import decode_request
 from evergrad.serve.sdk import (
     ListModelsResponse,
     ModelMetadataResponse,
-    ModelNotReady,
     ModelReadyResponse,
     ServerLiveResponse,
     ServerMetadataResponse,
@@ -91,7 +90,7 @@ def _protocol_routes(plane: ModelPlane, max_bytes: int) -> APIRouter:
 
     async def ready(model_name: str, version: str | None = None) -> dict[str, Any]:
         if not await plane.model_ready(model_name, version):
-            raise ModelNotReady(model_name)
+            raise plane.model.not_ready()
         return {"name": model_name, "ready": True}
 
     async def infer(request: Request, model_name: str, version: str | None = None) -> Response:
@@ -143,7 +142,8 @@ def _own_routes(plane: ModelPlane, max_bytes: int) -> APIRouter:
 
     async def info(model_name: str) -> Response:
         plane.require(model_name)
-        return json_response(await run_in_threadpool(weights_info, plane.model.stable.replica))
+        lane = plane.model.stable
+        return json_response(await run_in_threadpool(weights_info, lane.replica, lane.missing))
 
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept") or "")

@@ -15,9 +15,9 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Version, digest, staleness and counts of one moment.
 
     Attributes:
-        version, digest: None before the first version; the digest in 16 hexadecimal digits.
+        version, digest: None before the first version is served; the digest in 16 hexadecimal digits.
         staleness_s: None where no example's time is known.
-        error: why the replica does not follow its log, in one line; None: it does.
+        error: why the replica does not follow its log, or cannot be served, in one line; None: it does, and can.
     """
 
     version: int | None
@@ -31,13 +31,17 @@ class WeightsInfo(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
 
 
-def weights_info(replica: Replica) -> WeightsInfo:
-    """What a replica serves now; waits for a prediction that is under way, and asks whether the log is still there."""
+def weights_info(replica: Replica, missing: str | None = None) -> WeightsInfo:
+    """What a replica serves now; waits for a prediction that is under way, and asks whether the log is still there.
+
+    Args:
+        missing: why its version cannot be served.
+    """
     stats, staleness_s = pinned_stats(replica)
-    error = stats.error or _lost(replica)
+    error = stats.error or missing or _lost(replica)
     return WeightsInfo(
-        version=stats.version,
-        digest=None if stats.digest is None else hex_digest(stats.digest),
+        version=None if missing else stats.version,
+        digest=None if missing or stats.digest is None else hex_digest(stats.digest),
         staleness_s=staleness_s if math.isfinite(staleness_s) else None,
         updates=stats.updates,
         update_bytes=stats.update_bytes,

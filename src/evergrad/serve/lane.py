@@ -13,7 +13,8 @@ from evergrad.serve.batch import Batcher, Batching, Computed
 from evergrad.serve.info import one_line
 from evergrad.serve.metrics import Metrics
 from evergrad.serve.sdk import InvalidInput
-from evergrad.serve.servable import Servable
+from evergrad.serve.servable import Late, Servable
+from evergrad.serve.signature import TensorType
 from evergrad.serve.tensors import Array, datatype_of
 
 logger = logging.getLogger(__name__)
@@ -41,17 +42,38 @@ class Lane:
         return self.servable.replica
 
     @property
+    def missing(self) -> str | None:
+        """Why nothing can be computed yet, though there may be a version, in one line; None: it can."""
+        return self.servable.missing if isinstance(self.servable, Late) else None
+
+    @property
+    def recorded(self) -> tuple[TensorType, TensorType] | None:
+        """Input and output as the log tells them, where its signature was read."""
+        return self.servable.recorded if isinstance(self.servable, Late) else None
+
+    @property
     def version(self) -> int | None:
         """The version served now; None: none yet. Waits for nothing."""
         try:
-            return self.replica.version
+            return None if self.missing else self.replica.version
         except NotSynced:
             return None
+
+    @property
+    def versions(self) -> list[int]:
+        """The versions that can be asked for, ascending. Waits for a batch of an older one that is being computed."""
+        return [] if self.missing else self.replica.versions
 
     @property
     def waiting(self) -> int:
         """How many requests wait to be computed."""
         return len(self._batcher)
+
+    def follow(self) -> None:
+        """Lets the replica follow its log; what could not be built yet is, as soon as it can be."""
+        self.replica.follow()
+        if isinstance(self.servable, Late):
+            self.servable.follow()
 
     def submit(self, x: Array, version: int | None = None) -> Future[Computed]:
         """The outputs for a batch, to come.
@@ -82,4 +104,6 @@ class Lane:
     def close(self) -> None:
         """Answers what waits, then ends the thread and the replica's."""
         self._batcher.close()
+        if isinstance(self.servable, Late):
+            self.servable.close()
         self.replica.close()

@@ -94,7 +94,7 @@ class ServedModel(Model):  # type: ignore[misc]
     def follow(self) -> None:
         """Lets the replicas follow their logs."""
         for lane in self.lanes:
-            lane.replica.follow()
+            lane.follow()
 
     async def healthy(self) -> bool:
         """Whether there is a version to serve."""
@@ -109,10 +109,18 @@ class ServedModel(Model):  # type: ignore[misc]
 
     def load(self) -> bool:
         """Refuses: what makes this model ready is the log's first version, not a request for it."""
-        raise ModelNotReady(self.name, "The log's first version is not here yet.")
+        raise self.not_ready()
+
+    def not_ready(self) -> ModelNotReady:
+        """The error that says what it waits for."""
+        if self.stable.version is not None:
+            return ModelNotReady(self.name, "Its version is staler than it may be.")
+        missing = self.stable.missing
+        return ModelNotReady(self.name, f"Reason: {missing}" if missing else "The log's first version is not here yet.")
 
     async def tensor_types(self) -> tuple[list[TensorType], list[TensorType]]:
         """Inputs and outputs; none where nobody said what the model takes and nothing was answered yet."""
+        self._look_up()
         if self._shown is None and self._input is not None and self.stable.version is not None:
             try:
                 found = await asyncio.wrap_future(self.stable.submit(self._input.example()))
@@ -122,6 +130,10 @@ class ServedModel(Model):  # type: ignore[misc]
         if self._shown is None:
             return [] if self._input is None else [self._input], []
         return [self._shown[0]], [self._shown[1]]
+
+    def _look_up(self) -> None:
+        if self._shown is None and self._input is None:
+            self._shown = self.stable.recorded
 
     async def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:  # noqa: ARG002
         """Answers one request.
@@ -137,6 +149,7 @@ class ServedModel(Model):  # type: ignore[misc]
         computed = await asyncio.wrap_future(lane.submit(x, version))
         if trial is not None and not to_trial and version is None and trial is self.trial:
             trial.compare(payload.id, x, computed)
+        self._look_up()
         if self._shown is None and self._input is None:
             self._shown = TensorType.of(INPUT, x), TensorType.of(OUTPUT, computed.outputs)
         response = self._response(payload, computed, lane.track)
@@ -285,9 +298,9 @@ class ModelPlane(DataPlane):  # type: ignore[misc]
         self.require(model_name)
         asked = asked_version(version)
         # In another thread: it waits for a batch of an older version that is being computed.
-        held = await asyncio.to_thread(lambda: self.model.stable.replica.versions)
+        held = await asyncio.to_thread(lambda: self.model.stable.versions)
         if asked is not None and not held:
-            raise ModelNotReady(model_name, "The log's first version is not here yet.")
+            raise self.model.not_ready()
         if asked is not None and asked not in held:
             raise VersionNotHeld(asked, held)
         return held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,12 @@ def _finalize(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _bits(values: Array) -> npt.NDArray[np.uint64]:
-    unsigned = np.dtype(f"u{values.dtype.itemsize}").newbyteorder(values.dtype.byteorder)
-    return values.view(unsigned).astype(np.uint64)
+    return values.view(_unsigned(values.dtype)).astype(np.uint64)
+
+
+@cache
+def _unsigned(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(f"u{dtype.itemsize}").newbyteorder(dtype.byteorder)
 
 
 def union(parts: Sequence[Indices]) -> Indices:
@@ -58,9 +63,11 @@ def shift_of(group: Group, positions: npt.NDArray[Any], old: Array, new: Array) 
         base = positions[part].astype(np.uint64)
         base += np.uint64(group.start)
         base *= np.uint64(GOLDEN)
-        after = _finalize(base + _bits(new[part])).sum(dtype=np.uint64)
-        base += _bits(old[part])
-        total += int(after) - int(_finalize(base).sum(dtype=np.uint64))
+        both = np.empty((2, len(base)), dtype=np.uint64)
+        both[0], both[1] = (each[part].view(_unsigned(each.dtype)) for each in (old, new))
+        both += base
+        before, after = _finalize(both).sum(axis=1).tolist()
+        total += after - before
     return total & MASK
 
 
