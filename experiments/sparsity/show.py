@@ -95,7 +95,10 @@ def facts_of(found: Summary) -> dict[str, str]:
 
 
 def frontier(found: Summary) -> bytes:
-    """Score against bytes an update, as a PNG: a line a method, its densities' points with the spread over seeds."""
+    """Score against bytes an update, as a PNG: a line a method, its densities' points with the spread over seeds.
+
+    What is more than three times as far off as dense training lies outside.
+    """
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     scale = 100 if found.setup["percent"] else 1
@@ -117,6 +120,8 @@ def frontier(found: Summary) -> bytes:
         ylabel=f"prequential {found.setup['measure']}{unit}",
     )  # fmt: skip
     if not found.setup["higher_is_better"]:
+        if dense is not None and math.isfinite(dense.score):
+            axes.set_ylim(top=min(axes.get_ylim()[1], 3 * dense.score))
         axes.invert_yaxis()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -128,7 +133,7 @@ def frontier(found: Summary) -> bytes:
 
 def _spread(values: list[float], found: Summary) -> str:
     scale, digits = (100, 2) if found.setup["percent"] else (1, 4)
-    if any(math.isnan(value) for value in values):
+    if not all(map(math.isfinite, values)):
         return "beyond measure"
     return Spread.of([scale * value for value in values]).plain(digits)
 

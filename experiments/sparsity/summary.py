@@ -41,7 +41,9 @@ class Row:
 
     @property
     def sd(self) -> float:
-        """Sample standard deviation over seeds; that of one seed is 0."""
+        """Sample standard deviation over seeds; that of one seed is 0. NaN where a score is beyond measure."""
+        if not all(map(math.isfinite, self.scores)):
+            return math.nan
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,15 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(each, each.sum(dim=1, keepdim=True)) for each in x]
 
 
-def looped(name: str, folder: Path, density: float = 0.05) -> Loop:
-    """The loop of that method after `STEPS` steps."""
+def looped(name: str, folder: Path, density: float = 0.05, told: Sequence[tuple[float, float]] = ()) -> Loop:
+    """The loop of that method after `STEPS` steps. `told`: losses of both copies instead of its own, in turns."""
     loop = Loop(METHODS[name], small(), mse_loss, density=density, folder=folder, seed=0, steps=STEPS)
-    for x, y in batches():
+    for step, (x, y) in enumerate(batches()):
         outputs = loop.predict(x)
-        loop.scored(x, y, outputs)
+        if told:
+            loop._choice.scored(*told[step % len(told)])
+        else:
+            loop.scored(x, y, outputs)
         loop.step(x, y)
     return loop
 
@@ -77,6 +81,26 @@ def test_both_loops_are_the_librarys_bit_for_bit(name: str, forward: Any, tmp_pa
         found = looped(name, tmp_path / "study")
         assert torch.equal(deployed(found), expected)
         assert found.finish()["digest"] == f"{publisher.digest:016x}"
+
+
+def test_the_online_choice_is_the_librarys_bit_for_bit(tmp_path: Path) -> None:
+    told = [(1.0, 1.0), (2.0, 1.0), (2.0, 1.0), (0.1, 5.0), (0.1, 90.0), (0.1, 90.0), (9.0, 1.0)]
+    model, optimizer = small()
+    closed = []
+    with Publisher(model, optimizer, f"file:{tmp_path / 'own'}", density=0.05) as publisher:
+        for step, (x, y) in enumerate(batches()):
+            publisher.score(*told[step % len(told)])
+            closed.append(publisher.closed)
+            model.train()
+            optimizer.zero_grad()
+            mse_loss(model(x), y).backward()
+            optimizer.step()
+            publisher.publish()
+        expected = torch.cat([publisher.published()[each].reshape(-1) for each, _ in model.named_parameters()])
+        found = looped("by-score-let-go", tmp_path / "study", told=told)
+        assert torch.equal(deployed(found), expected)
+        assert found.finish()["digest"] == f"{publisher.digest:016x}"
+    assert {True, False} == {*closed}
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.has_density])

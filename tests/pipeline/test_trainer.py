@@ -115,6 +115,28 @@ def test_predictions_come_from_the_deployed_copy(tmp_path: Path) -> None:
     assert not np.array_equal(trained, expected)
 
 
+def test_both_copies_are_scored_on_new_examples_before_they_are_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01)
+    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(publisher, "score", lambda *losses: told.append(losses))
+    for seed in range(4):
+        new = batch(8, seed)
+        x, y = torch.from_numpy(new.x), torch.from_numpy(new.y)
+        expected = []
+        for copy in (publisher.deployed(), publisher.master()):
+            with copy, torch.no_grad():
+                expected.append(float(cross_entropy(model.eval()(x), y)))
+        trainer.learn(new, deployed_loss=expected[0] if seed % 2 else None)
+        assert told[-1] == pytest.approx(expected)
+    assert len(told) == 4
+    assert told[-1][0] != told[-1][1]
+
+
 def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> None:
     model = seeded_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.5)

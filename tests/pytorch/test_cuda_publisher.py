@@ -228,7 +228,7 @@ def test_what_is_not_finite_is_named(name: str, url: str) -> None:
 def test_a_write_that_no_counter_saw_is_found_before_a_snapshot(url: str) -> None:
     model = linear().to(DEVICE)
     optimizer = sgd(model)
-    publisher = Apart(model, optimizer, url, density=0.1, snapshot_every=3)
+    publisher = Apart(model, optimizer, url, density=0.1, forward="deployed", snapshot_every=3)
     for step in train(model, optimizer, 3):
         if step == 2:
             with pytest.raises(WeightsChanged):

@@ -70,7 +70,7 @@ def test_an_average_of_weights_is_published(url: str) -> None:
 
 def test_an_average_is_followed_not_trained_on(url: str) -> None:
     with pytest.raises(ConfigError, match="no optimizer steps the model"):
-        Publisher(linear(), None, url)
+        Publisher(linear(), None, url, forward="deployed")
 
 
 def test_an_optimizer_that_puts_other_storage_in_place_is_told(url: str) -> None:
@@ -297,7 +297,7 @@ def test_a_weight_too_large_for_bfloat16_is_named_and_nothing_is_published(url: 
 def test_bfloat16_trains_in_float32(url: str) -> None:
     model = linear()
     with pytest.raises(ConfigError, match="training goes on in float32"):
-        Publisher(model, sgd(model), url, values="bf16")
+        Publisher(model, sgd(model), url, values="bf16", forward="deployed")
 
 
 # -- embedding tables --------------------------------------------------------------------------------------------

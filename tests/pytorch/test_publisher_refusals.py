@@ -66,7 +66,7 @@ def test_an_optimizer_of_another_model(url: str) -> None:
 def test_a_second_optimizer_steps_the_weights_of_a_closed_loop(url: str) -> None:
     model = linear()
     optimizer, other = sgd(model), sgd(model)
-    publisher = Publisher(model, optimizer, url)
+    publisher = Publisher(model, optimizer, url, forward="deployed")
     loss_of(model, *next(batches())).backward()
     other.step()
     with pytest.raises(WeightsChanged):
@@ -172,7 +172,7 @@ def _load(model: nn.Module) -> None:
 def test_a_change_outside_the_step_is_told_where_deployed_weights_lie(change: Any, tensor: str, url: str) -> None:
     model = linear()
     optimizer = sgd(model)
-    publisher = Publisher(model, optimizer, url, density=0.05)
+    publisher = Publisher(model, optimizer, url, density=0.05, forward="deployed")
     for _ in train(model, optimizer, 2):
         publisher.publish()
     change(model)
@@ -203,7 +203,8 @@ def test_a_change_outside_the_step_is_training_in_an_open_loop(url: str) -> None
 def test_a_change_that_no_counter_sees_is_found_at_the_next_snapshot(url: str) -> None:
     model = linear()
     optimizer = sgd(model)
-    publisher, replica = Publisher(model, optimizer, url, density=0.001, snapshot_every=4), evergrad.Replica(url)
+    publisher = Publisher(model, optimizer, url, density=0.001, forward="deployed", snapshot_every=4)
+    replica = evergrad.Replica(url)
     for _ in train(model, optimizer, 2):
         publisher.publish()
     model[3].bias.data.mul_(2.0)

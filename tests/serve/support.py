@@ -62,7 +62,7 @@ class Training:
         return ReplicaModule(make_model(), Replica(self.url))
 
     def outputs(self) -> Array:
-        with torch.no_grad():
+        with torch.no_grad(), self.publisher.deployed():
             found: Array = self.model(torch.from_numpy(BATCH)).numpy()
         return found
 

@@ -52,7 +52,7 @@ def run(
     batch_size: int,
     log: str | None = None,
     density: float | None = None,
-    forward: Forward = "master",
+    forward: Forward = "auto",
     history: History | str | Path | None = None,
     checkpoints: Checkpoints | str | Path | None = None,
     gate: Gate | None = None,
@@ -234,7 +234,7 @@ def retrain_run(settings: Mapping[str, Any], *, version: int, without: Sequence[
         history = _opened(settings["history"], stack)
         parts = {name: settings[name] for name in ("model", "optimizer")}
         publishing = {**(settings.get("publishing") or {}), "density": settings.get("density")}
-        publisher = Publisher(**parts, log=settings["log"], forward=settings.get("forward", "master"), **publishing)
+        publisher = Publisher(**parts, log=settings["log"], forward=settings.get("forward", "auto"), **publishing)
         stack.callback(publisher.detach)
         others = {name: settings[name] for name in ("loss", "sampler", "trigger", "batch_size")}
         trainer = Trainer(**parts, **others, history=history, publisher=publisher, **(settings.get("training") or {}))

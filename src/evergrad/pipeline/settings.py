@@ -111,7 +111,7 @@ class RunConfig:
     sampler: dict[str, Any]
     batch_size: int
     density: float | None = None
-    forward: Forward = "master"
+    forward: Forward = "auto"
     publishing: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     history: str | dict[str, Any] | None = None

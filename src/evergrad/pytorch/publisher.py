@@ -12,7 +12,6 @@ Cordonnier, Jaggi 2018, "Sparsified SGD with Memory"):
 
 from __future__ import annotations
 
-import logging
 import operator
 import time
 import weakref
@@ -23,36 +22,26 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from evergrad.errors import LogUnavailable, OptimizerAttached
+from evergrad.errors import LogUnavailable
 from evergrad.log import UpdateLog, open_log
+from evergrad.pytorch import settings
 from evergrad.pytorch.begin import begin
 from evergrad.pytorch.bridge import state_views
+from evergrad.pytorch.choice import Choice
 from evergrad.pytorch.export import Batch, record
 from evergrad.pytorch.generation import begin_generation, is_of, renewed
+from evergrad.pytorch.hooks import StepHooks, require_free
 from evergrad.pytorch.mover import Moved, ValuesAs, written
 from evergrad.pytorch.movers import mover_for
 from evergrad.pytorch.pending import MOST_WAITING_FRACTION, Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
-from evergrad.pytorch.settings import (
-    Forward,
-    amount_again,
-    amount_for,
-    check_bounds,
-    check_optimizer,
-    check_settings,
-    is_skipped,
-    range_of,
-)
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.stats import PublisherStats
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Head, Keeping, Published, Writer
 from evergrad.stateful import Stateful
 from evergrad.update import Change, Section, State, hull
-
-logger = logging.getLogger(__name__)
-_attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = weakref.WeakKeyDictionary()
 
 
 class Publisher:
@@ -68,8 +57,7 @@ class Publisher:
     before, or was about to be, takes it on in the same way.
 
     Args:
-        model: on the CPU or a GPU, whole. With `forward="deployed"` its parameters show the deployed weights between
-            steps.
+        model: on the CPU or a GPU, whole. In a closed loop its parameters show the deployed weights between steps.
         optimizer: any, over parameters of `model`. None: something else writes to them, such as an average of weights
             (EMA); they are then followed, and move whenever `publish` is called.
         log: a URL (see `evergrad.log.open_log`) or an open log.
@@ -78,14 +66,15 @@ class Publisher:
         budget: instead: as many as keep the bytes of updates to a rate, for example "20 kB/s" (`budget.ByteBudget`).
         quality: instead: as few as keep |master - deployed| / |master| below this bound, in 2-norms. Measuring that
             takes two more passes over the weights.
-        forward: "master" (open loop: training is untouched, the deployed weights follow) or "deployed" (closed loop:
-            gradients see what users see; at 1e-4 and below it can be far better, and it can diverge: see
-            docs/sparsity.md). A closure passed to `optimizer.step` runs at the master either way.
+        forward: where gradients are taken. "master" (open loop): training is untouched, the deployed weights follow.
+            "deployed" (closed loop): gradients see what users see. "auto": as "master" until `score` says that the
+            deployed weights cannot follow, then as "deployed"; see docs/sparsity.md for what each is good for. A
+            closure passed to `optimizer.step` runs at the master always.
         selector: which elements move; default: those that are furthest from the master, of all tensors.
         values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
             master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
             tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
-            density: at each version replicas hold `model.bfloat16()`, bit for bit (with `forward="master"` only).
+            density: at each version replicas hold `model.bfloat16()`, bit for bit (not with `forward="deployed"`).
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself (BatchNorm's statistics: of a channel's deviation), rounded to within. 0: exactly, whenever it moves.
         every_steps: publishes by itself after each so many optimizer steps; None: when `publish` is called.
@@ -120,7 +109,7 @@ class Publisher:
         k: int | None = None,
         budget: str | None = None,
         quality: float | None = None,
-        forward: Forward = "master",
+        forward: Forward = "auto",
         selector: Selector | None = None,
         values: ValuesAs = "steps",
         buffer_tolerance: float = 0.02,
@@ -135,14 +124,15 @@ class Publisher:
         resume: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        check_settings(forward, values, buffer_tolerance, snapshot_every)
-        check_bounds(snapshot_every_bytes, keep_versions, every_steps)
-        check_optimizer(model, optimizer, forward)
+        self._keeping = Keeping(
+            snapshot_every=snapshot_every, snapshot_every_bytes=snapshot_every_bytes, keep_versions=keep_versions
+        )
+        settings.check_settings(forward, values, buffer_tolerance, every_steps)
+        settings.check_optimizer(model, optimizer, forward)
         self._pace = {"density": density, "k": k, "budget": budget, "quality": quality}
-        self._amount = amount_for(model, values, **self._pace)
+        self._amount = settings.amount_for(model, values, **self._pace)
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
-        if optimizer is not None and optimizer in _attached:
-            raise OptimizerAttached(_attached[optimizer])
+        require_free(optimizer)
         self._model, self._optimizer, self._factory = model, optimizer, factory
         self._program = program
         self._example: Batch | None = None  # of `record`
@@ -151,13 +141,11 @@ class Publisher:
         require_finite(model)
         self._cast = torch.bfloat16 if values == "bf16" else None
         self._at_publish = optimizer is None or values == "bf16"
+        self._choice = Choice() if forward == "auto" and not self._at_publish else None
         self._forward, self._values, self._selector = forward, values, selector or GlobalTopK()
         self._sent: deque[tuple[int, int]] = deque()
         self._last: Change | None = None
         self._due, self._on_published, self._background = 0, on_published, background
-        self._keeping = Keeping(
-            snapshot_every=snapshot_every, snapshot_every_bytes=snapshot_every_bytes, keep_versions=keep_versions
-        )
         self._stepped: list[Any] = []
         self._unfinished = False  # whether a generation has taken a version of the log, and has not begun
         begun = begin(self._log, model, factory, self._cast, resume if not background else None)
@@ -170,7 +158,7 @@ class Publisher:
         """Makes all that belongs to one structure of the model."""
         self._state = state
         self._pending = self._nothing()
-        self._weights = self._make_weights(self._forward)
+        self._weights = self._make_weights("deployed" if self.closed else "master")
         self._mover = mover_for(self._model, self._weights, state, self._selector, self._values, lambda: self._steps)
         self._writer = Writer(
             self._log, state, head, self._run, self._keeping,
@@ -192,7 +180,7 @@ class Publisher:
         self._weights.show_master()
 
     def _attach(self, resume: Mapping[str, Any] | None, exact: bool) -> None:
-        self._attached, self._hooks = True, list[RemovableHandle]()
+        self._attached, self._hooks = True, None
         try:
             if resume is not None:
                 self._resume(resume, exact)
@@ -201,11 +189,7 @@ class Publisher:
                 if self._at_publish:
                     self._move()
             if self._optimizer is not None:
-                self._hooks = [
-                    self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-                    self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
-                ]
-                _attached[self._optimizer] = self._log.url
+                self._hooks = StepHooks(self._optimizer, self._log.url, self._before_step, self._after_step)
             self._weights.show_own()
             if not exact:
                 self._publish(None)
@@ -240,6 +224,25 @@ class Publisher:
         """Gives the model's buffers back what was deployed, for example after a forward pass on damaged examples."""
         self._weights.buffers.restore()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `score` has an effect."""
+        return self._choice is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the next gradients are to be taken at the deployed weights."""
+        return self._forward == "deployed" if self._choice is None else self._choice.closed
+
+    def score(self, deployed: float, master: float) -> None:
+        """Tells both copies' losses on new examples, before these are learned from: what `forward="auto"` goes by.
+
+        To be called between steps, outside of `deployed()` and `master()`. Raises WeightsChanged.
+        """
+        if self._choice is not None:
+            self._choice.score(deployed, master)
+            self._weights.turn(closed_loop=self.closed)
+
     # -- the optimizer's step -------------------------------------------------------------------------------------
 
     def _before_step(self) -> None:
@@ -267,7 +270,7 @@ class Publisher:
             if self._writer.waiting:
                 raise LogUnavailable(self._log.url, "what moved while it was gone is not in it yet")
             self._pending.examples = examples  # of the coming step, if `hold` told them
-        amount = amount_again(self._amount, self._model, self._values, self._pace)
+        amount = settings.amount_again(self._amount, self._model, self._values, self._pace)
         state = renewed(self._model, self._weights, self._cast)
         self._unfinished = True
         head, size = begin_generation(self._log, state, self._writer.head, self._run, self._factory)
@@ -285,8 +288,10 @@ class Publisher:
         self._steps += 1
         try:
             self._weights.check_untouched()
-            if not (self._at_publish or is_skipped(self._optimizer)):
+            if not (self._at_publish or settings.is_skipped(self._optimizer)):
                 self._move()
+                if self._choice is not None:
+                    self._weights.let_go(1 - self._choice.keep())
         finally:
             self._weights.show_own()
             self._weights.return_gradients()
@@ -336,6 +341,7 @@ class Publisher:
             "master": dict(self._weights.master),
             "deployed": dict(self._weights.deployed),
             "amount": self._amount.state_dict(),
+            "choice": self._choice and self._choice.state_dict(),
             "selector": self._selector.state_dict() if isinstance(self._selector, Stateful) else None,
             "tables": [table.turn for table in self._mover.tables],
             "sent": list(self._sent),
@@ -367,6 +373,9 @@ class Publisher:
             self._take_in(sections)
         self._steps, self._due = steps, int(state["due"])
         self._amount.load_state_dict(state["amount"])
+        if self._choice is not None and state["choice"] is not None:
+            self._choice.load_state_dict(state["choice"])
+            self._weights.turn(closed_loop=self.closed)
         if isinstance(self._selector, Stateful):
             self._selector.load_state_dict(state["selector"])
         # Not strict: on a GPU, and where nothing is compiled, no table is watched.
@@ -409,7 +418,7 @@ class Publisher:
             NonFiniteWeights: a buffer holds NaN or infinity. WeightsChanged: deployed weights were written to from
                 elsewhere.
         """
-        told = None if examples is None else range_of(*examples)
+        told = None if examples is None else settings.range_of(*examples)
         if not self._attached:
             return None
         self._pending.examples = hull((self._pending.examples, told))
@@ -444,11 +453,7 @@ class Publisher:
         return self._example is not None and record(self._log, self._model, self._example, self._cast)
 
     def flush(self) -> None:
-        """Publishes, and returns when all is in the log.
-
-        Raises:
-            As `publish`; LogUnavailable: the store failed, and what was to be sent is kept.
-        """
+        """Publishes, and returns when all is in the log. Raises as `publish`, also with `background`."""
         self.publish()
         self._writer.flush()
 
@@ -476,10 +481,8 @@ class Publisher:
         if not self._attached:
             return
         self._attached = False
-        for hook in self._hooks:
-            hook.remove()
-        if self._optimizer is not None:
-            _attached.pop(self._optimizer, None)
+        if self._hooks is not None:
+            self._hooks.remove()
         self._take_apart()
 
     def close(self) -> None:
@@ -494,7 +497,4 @@ class Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.detach()
+        (self.close if kind is None else self.detach)()

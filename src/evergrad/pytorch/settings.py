@@ -11,13 +11,13 @@ from evergrad.budget import Amount, amount_of
 from evergrad.errors import ConfigError
 from evergrad.pytorch.mover import ValuesAs
 
-Forward = Literal["deployed", "master"]
+Forward = Literal["auto", "master", "deployed"]
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, forward: Forward) -> None:
     if optimizer is None:
-        if forward != "master":
-            raise ConfigError("forward", "must be 'master' where no optimizer steps the model")
+        if forward == "deployed":
+            raise ConfigError("forward", "must not be 'deployed' where no optimizer steps the model")
     elif not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
         raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
 
@@ -39,17 +39,17 @@ def amount_again(before: Amount, model: nn.Module, values: ValuesAs, pace: dict[
     return amount
 
 
-def check_settings(forward: str, values: str, tolerance: float, snapshot_every: int) -> None:
-    if values == "bf16" and forward != "master":
-        raise ConfigError("forward", "must be 'master' with values='bf16': training goes on in float32")
-    if forward not in ("deployed", "master"):
-        raise ConfigError("forward", f"must be 'deployed' or 'master', not {forward!r}")
+def check_settings(forward: str, values: str, tolerance: float, every_steps: int | None) -> None:
+    if values == "bf16" and forward == "deployed":
+        raise ConfigError("forward", "must not be 'deployed' with values='bf16': training goes on in float32")
+    if forward not in ("auto", "master", "deployed"):
+        raise ConfigError("forward", f"must be 'auto', 'master' or 'deployed', not {forward!r}")
     if values not in ("steps", "exact", "bf16"):
         raise ConfigError("values", f"must be 'steps', 'exact' or 'bf16', not {values!r}")
     if not 0 <= tolerance < 1:
         raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
-    if snapshot_every < 1:
-        raise ConfigError("snapshot_every", f"must be 1 or more, not {snapshot_every}")
+    if every_steps is not None and every_steps < 1:
+        raise ConfigError("every_steps", f"must be 1 or more, not {every_steps}")
 
 
 def is_skipped(optimizer: torch.optim.Optimizer | None) -> bool:
@@ -62,12 +62,3 @@ def range_of(first: int, last: int) -> range:
     if not 0 <= first <= last < 1 << 63:
         raise ConfigError("examples", f"must be (first, last) with 0 <= first <= last < 2^63, not ({first}, {last})")
     return range(first, last)
-
-
-def check_bounds(snapshot_every_bytes: int | None, keep_versions: int | None, every_steps: int | None) -> None:
-    if every_steps is not None and every_steps < 1:
-        raise ConfigError("every_steps", f"must be 1 or more, not {every_steps}")
-    if snapshot_every_bytes is not None and snapshot_every_bytes < 1:
-        raise ConfigError("snapshot_every_bytes", f"must be 1 or more, not {snapshot_every_bytes}")
-    if keep_versions is not None and keep_versions < 0:
-        raise ConfigError("keep_versions", f"must be 0 or more, not {keep_versions}")

@@ -151,11 +151,20 @@ class Trainer:
         """As `Learner.losses_of`."""
         return self.learner.losses_of(outputs, y, each=each)
 
-    def learn(self, batch: Batch, *, loss: float = float("nan"), publish: Publish = True) -> Step | None:
+    def learn(
+        self,
+        batch: Batch,
+        *,
+        loss: float = float("nan"),
+        deployed_loss: float | None = None,
+        publish: Publish = True,
+    ) -> Step | None:
         """Takes in new examples, and takes training steps where they are due; None where none is.
 
         Args:
             loss: of the predictions that were made for them, for triggers that look at it.
+            deployed_loss: of the deployed model as it is now, where that is known: a publisher with `forward="auto"`
+                wants it, and the master's, which takes a prediction more.
             publish: False, now or when it is called after the step, holds the update back; it goes out with the next
                 one that is let through.
 
@@ -168,6 +177,8 @@ class Trainer:
         if not len(batch):
             return None
         arrived_s = self._take_in(batch)
+        if self._publisher is not None and self._publisher.chooses:
+            self._compare(self._publisher, batch, deployed_loss)
         if not self._trigger.inform(News(examples=len(batch), now_s=arrived_s, loss=loss)):
             return None
         return self.step(publish=publish)
@@ -186,6 +197,14 @@ class Trainer:
             published = self._publisher.publish(newest_s, (first, last), hold=not goes_out)
         new = int(np.count_nonzero(ids >= first))
         return Step(number=self.steps, loss=learned.mean, new=new, old=len(ids) - new, published=published)
+
+    def _compare(self, publisher: Publisher, batch: Batch, deployed_loss: float | None) -> None:
+        """Tells the publisher how both copies do on new examples."""
+        if deployed_loss is None:
+            deployed_loss = float(self.losses_of(self.predict(batch.x), batch.y).mean())
+        with publisher.master():
+            outputs = self.learner.predict(batch.x)
+        publisher.score(deployed_loss, float(self.losses_of(outputs, batch.y).mean()))
 
     def _take_in(self, batch: Batch) -> float:
         """Appends a batch, or finds it in the history; gives when it arrived, as the history has it."""

@@ -74,6 +74,20 @@ class Weights:
         """Parameters show what this loop trains on between steps."""
         self._show(self.deployed if self._closed_loop else self.master)
 
+    def turn(self, *, closed_loop: bool) -> None:
+        """From here on training sees the deployed weights (`closed_loop`) or the master. Raises WeightsChanged."""
+        if closed_loop != self._closed_loop:
+            self.check_untouched()
+            self._closed_loop = closed_loop
+            self.show_own()
+
+    def let_go(self, part: float) -> None:
+        """Takes the master towards the deployed weights, by this part of all that they differ in."""
+        if part > 0:
+            with torch.no_grad():
+                for name, master in self.master.items():
+                    master.lerp_(self.deployed[name].to(master.dtype), part)
+
     def show_master(self) -> None:
         """Parameters show the master weights."""
         self._show(self.master)

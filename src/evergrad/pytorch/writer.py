@@ -20,7 +20,7 @@ from typing import Any
 
 from evergrad.codec import encode
 from evergrad.codec.rice import WriteRice, write_rice
-from evergrad.errors import LogUnavailable, WeightsChanged
+from evergrad.errors import ConfigError, LogUnavailable, WeightsChanged
 from evergrad.log import UpdateLog
 from evergrad.pytorch.mover import COMPILED
 from evergrad.pytorch.pending import Pending
@@ -61,6 +61,14 @@ class Keeping:
     snapshot_every: int
     snapshot_every_bytes: int | None
     keep_versions: int | None
+
+    def __post_init__(self) -> None:
+        if self.snapshot_every < 1:
+            raise ConfigError("snapshot_every", f"must be 1 or more, not {self.snapshot_every}")
+        if self.snapshot_every_bytes is not None and self.snapshot_every_bytes < 1:
+            raise ConfigError("snapshot_every_bytes", f"must be 1 or more, not {self.snapshot_every_bytes}")
+        if self.keep_versions is not None and self.keep_versions < 0:
+            raise ConfigError("keep_versions", f"must be 0 or more, not {self.keep_versions}")
 
 
 @dataclass(slots=True)

@@ -1,0 +1,59 @@
+"""Which loop: the copy that the next gradient is taken at, chosen from what both copies score on fresh examples.
+
+    deployed clearly worse than the master    it cannot follow: gradients at the deployed weights (closed loop)
+    else                                      it follows: gradients at the master (open loop)
+    master worse than the deployed            it has lost its way: a part of what was not sent is dropped
+
+The study that this is the outcome of: experiments/sparsity, docs/sparsity.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_FADE = 0.98  # the weight of what was seen a score ago: some fifty scores count
+_MARGIN = 0.05  # of the master's loss
+_LET_GO, _MOST_LET_GO = 0.1, 0.5  # of the memory, for each whole loss that the master is worse by; at a step, at most
+_WAITS = 0.9  # small losses of the memory wait until no more than this is left: they cost a pass over all weights
+
+
+class Choice:
+    """Chooses a loop online.
+
+    Attributes:
+        closed: whether gradients are to be taken at the deployed weights.
+    """
+
+    def __init__(self) -> None:
+        self._deployed = self._master = 0.0
+        self._kept = 1.0
+        self.closed = False
+
+    def score(self, deployed: float, master: float) -> None:
+        """Takes note of both copies' losses on examples that neither has learned from; of none that is not finite."""
+        if not (math.isfinite(deployed) and math.isfinite(master)):
+            return
+        self._deployed = _FADE * self._deployed + (1 - _FADE) * deployed
+        self._master = _FADE * self._master + (1 - _FADE) * master
+        self.closed = self._deployed > (1 + _MARGIN) * self._master
+
+    def keep(self) -> float:
+        """The fraction of master - deployed that is to be kept after a step; to be asked once at each."""
+        if self._deployed > 0:
+            worse = max(0.0, self._master / self._deployed - 1)
+            self._kept *= 1 - min(_MOST_LET_GO, _LET_GO * worse)
+        if self._kept > _WAITS:
+            return 1.0
+        kept, self._kept = self._kept, 1.0
+        return kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Stateful`."""
+        return {"deployed": self._deployed, "master": self._master, "kept": self._kept, "closed": self.closed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Stateful`."""
+        self._deployed, self._master, self._kept = state["deployed"], state["master"], state["kept"]
+        self.closed = state["closed"]
