@@ -121,7 +121,8 @@ def frontier(found: Summary) -> bytes:
     )  # fmt: skip
     if not found.setup["higher_is_better"]:
         if dense is not None and math.isfinite(dense.score):
-            axes.set_ylim(top=min(axes.get_ylim()[1], 3 * dense.score))
+            best = min(scale * row.score for row in found.rows if math.isfinite(row.score))
+            axes.set_ylim(0.95 * best, min(axes.get_ylim()[1], 3 * scale * dense.score))
         axes.invert_yaxis()
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
