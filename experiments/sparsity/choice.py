@@ -8,11 +8,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from evergrad.pytorch.choice import Choice as Online
 from evergrad.pytorch.select import GlobalTopK, Indices, Pair
 
-SCORED = 0.98  # the weight of what was seen a step ago: some fifty batches count
 LAG_STEPS = 300.0
-_MOST_LET_GO, _WAITS = 0.5, 0.9  # of the memory: dropped at a step at most; kept together before any is dropped
 
 
 class Choice(Protocol):
@@ -46,32 +45,25 @@ class EitherAtRandom:
 class ByScore:
     """The deployed copy where it has lately been worse on fresh examples than the master: then it cannot follow.
 
+    It is the library's choice, with other settings.
+
     Args:
         margin, let_go: see `Method`.
     """
 
     def __init__(self, margin: float = 0.0, let_go: float = 0.0) -> None:
-        self._margin, self._let_go = margin, let_go
-        self._deployed = self._master = 0.0
-        self._kept = 1.0
+        self._choice = Online(margin, let_go)
 
     def scored(self, deployed: float, master: float) -> None:
         """Takes note of both copies' losses on a batch that neither has learned from."""
-        self._deployed = SCORED * self._deployed + (1 - SCORED) * deployed
-        self._master = SCORED * self._master + (1 - SCORED) * master
+        self._choice.score(deployed, master)
 
     def deployed_part(self) -> float:
-        return float(self._deployed > (1 + self._margin) * self._master)
+        return float(self._choice.closed)
 
     def keep(self) -> float:
-        """The fraction of the memory to keep at this step: small losses of it wait until they are a tenth together."""
-        if self._let_go and self._deployed > 0:
-            worse = max(0.0, self._master / self._deployed - 1)
-            self._kept *= 1 - min(_MOST_LET_GO, self._let_go * worse)
-        if self._kept > _WAITS:
-            return 1.0
-        kept, self._kept = self._kept, 1.0
-        return kept
+        """The fraction of the memory to keep at this step."""
+        return self._choice.keep()
 
 
 class ByLag:

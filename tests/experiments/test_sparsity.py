@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,39 +67,43 @@ def master(loop: Loop) -> torch.Tensor:
     return torch.cat([each.reshape(-1) for each in loop._masters])
 
 
-@pytest.mark.parametrize(("name", "forward"), [("open", "master"), ("closed", "deployed")])
-def test_both_loops_are_the_librarys_bit_for_bit(name: str, forward: Any, tmp_path: Path) -> None:
+def published(
+    folder: Path, forward: Any, before: Callable[[int, Publisher], None] = lambda *_: None
+) -> tuple[torch.Tensor, str]:
+    """What the library's loop deploys after `STEPS` steps, and its digest. `before`: called before each."""
     model, optimizer = small()
-    with Publisher(model, optimizer, f"file:{tmp_path / 'own'}", density=0.05, forward=forward) as publisher:
-        for x, y in batches():
+    with Publisher(model, optimizer, f"file:{folder}", density=0.05, forward=forward) as publisher:
+        for step, (x, y) in enumerate(batches()):
+            before(step, publisher)
             model.train()
             optimizer.zero_grad()
             mse_loss(model(x), y).backward()
             optimizer.step()
             publisher.publish()
-        expected = torch.cat([publisher.published()[each].reshape(-1) for each, _ in model.named_parameters()])
-        found = looped(name, tmp_path / "study")
-        assert torch.equal(deployed(found), expected)
-        assert found.finish()["digest"] == f"{publisher.digest:016x}"
+        weights = torch.cat([publisher.published()[each].reshape(-1) for each, _ in model.named_parameters()])
+        return weights, f"{publisher.digest:016x}"
+
+
+@pytest.mark.parametrize(("name", "forward"), [("open", "master"), ("closed", "deployed")])
+def test_both_loops_are_the_librarys_bit_for_bit(name: str, forward: Any, tmp_path: Path) -> None:
+    expected, digest = published(tmp_path / "own", forward)
+    found = looped(name, tmp_path / "study")
+    assert torch.equal(deployed(found), expected)
+    assert found.finish()["digest"] == digest
 
 
 def test_the_online_choice_is_the_librarys_bit_for_bit(tmp_path: Path) -> None:
     told = [(1.0, 1.0), (2.0, 1.0), (2.0, 1.0), (0.1, 5.0), (0.1, 90.0), (0.1, 90.0), (9.0, 1.0)]
-    model, optimizer = small()
     closed = []
-    with Publisher(model, optimizer, f"file:{tmp_path / 'own'}", density=0.05) as publisher:
-        for step, (x, y) in enumerate(batches()):
-            publisher.score(*told[step % len(told)])
-            closed.append(publisher.closed)
-            model.train()
-            optimizer.zero_grad()
-            mse_loss(model(x), y).backward()
-            optimizer.step()
-            publisher.publish()
-        expected = torch.cat([publisher.published()[each].reshape(-1) for each, _ in model.named_parameters()])
-        found = looped("by-score-let-go", tmp_path / "study", told=told)
-        assert torch.equal(deployed(found), expected)
-        assert found.finish()["digest"] == f"{publisher.digest:016x}"
+
+    def score(step: int, publisher: Publisher) -> None:
+        publisher.score(*told[step % len(told)])
+        closed.append(publisher.closed)
+
+    expected, digest = published(tmp_path / "own", "auto", score)
+    found = looped("by-score-let-go", tmp_path / "study", told=told)
+    assert torch.equal(deployed(found), expected)
+    assert found.finish()["digest"] == digest
     assert {True, False} == {*closed}
 
 

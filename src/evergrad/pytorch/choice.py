@@ -14,19 +14,23 @@ from collections.abc import Mapping
 from typing import Any
 
 _FADE = 0.98  # the weight of what was seen a score ago: some fifty scores count
-_MARGIN = 0.05  # of the master's loss
-_LET_GO, _MOST_LET_GO = 0.1, 0.5  # of the memory, for each whole loss that the master is worse by; at a step, at most
-_WAITS = 0.9  # small losses of the memory wait until no more than this is left: they cost a pass over all weights
+_MOST_LET_GO = 0.5  # of master - deployed, at a step
+_WAITS = 0.9  # small parts wait until no more than this is left: dropping them costs a pass over all weights
 
 
 class Choice:
     """Chooses a loop online.
 
+    Args:
+        margin: how far above the master's loss the deployed weights' may be, as a fraction of it.
+        let_go: of master - deployed: what a step drops of it for each whole loss that the master is worse by.
+
     Attributes:
         closed: whether gradients are to be taken at the deployed weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, margin: float = 0.05, let_go: float = 0.1) -> None:
+        self._margin, self._let_go = margin, let_go
         self._deployed = self._master = 0.0
         self._kept = 1.0
         self.closed = False
@@ -37,13 +41,13 @@ class Choice:
             return
         self._deployed = _FADE * self._deployed + (1 - _FADE) * deployed
         self._master = _FADE * self._master + (1 - _FADE) * master
-        self.closed = self._deployed > (1 + _MARGIN) * self._master
+        self.closed = self._deployed > (1 + self._margin) * self._master
 
     def keep(self) -> float:
         """The fraction of master - deployed that is to be kept after a step; to be asked once at each."""
         if self._deployed > 0:
             worse = max(0.0, self._master / self._deployed - 1)
-            self._kept *= 1 - min(_MOST_LET_GO, _LET_GO * worse)
+            self._kept *= 1 - min(_MOST_LET_GO, self._let_go * worse)
         if self._kept > _WAITS:
             return 1.0
         kept, self._kept = self._kept, 1.0
