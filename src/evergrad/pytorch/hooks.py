@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from evergrad.errors import OptimizerAttached
 
@@ -22,21 +23,22 @@ class StepHooks:
     """Hangs on an optimizer until `remove`.
 
     Args:
+        optimizer: None: nothing hangs anywhere.
         url: of the publisher's log. before, after: called around each step.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, url: str, before: Callable[[], None], after: Callable[[], None]
+        self, optimizer: torch.optim.Optimizer | None, url: str, before: Callable[[], None], after: Callable[[], None]
     ) -> None:
-        self._optimizer = optimizer
-        self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: before()),
-            optimizer.register_step_post_hook(lambda *_: after()),
-        ]
-        _attached[optimizer] = url
+        self._optimizer, self._handles = optimizer, list[RemovableHandle]()
+        if optimizer is not None:
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: before()))
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: after()))
+            _attached[optimizer] = url
 
     def remove(self) -> None:
         """The optimizer is as it was."""
         for handle in self._handles:
             handle.remove()
-        _attached.pop(self._optimizer, None)
+        if self._optimizer is not None:
+            _attached.pop(self._optimizer, None)

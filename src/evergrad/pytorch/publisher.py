@@ -133,8 +133,7 @@ class Publisher:
         self._amount = settings.amount_for(model, values, **self._pace)
         self._log = log if isinstance(log, UpdateLog) else open_log(log, create=True)
         require_free(optimizer)
-        self._model, self._optimizer, self._factory = model, optimizer, factory
-        self._program = program
+        self._model, self._optimizer, self._factory, self._program = model, optimizer, factory, program
         self._example: Batch | None = None  # of `record`
         self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
         self._steps, self._select_s, self._attached = 0, 0.0, False
@@ -180,7 +179,8 @@ class Publisher:
         self._weights.show_master()
 
     def _attach(self, resume: Mapping[str, Any] | None, exact: bool) -> None:
-        self._attached, self._hooks = True, None
+        self._attached = True
+        self._hooks = StepHooks(self._optimizer, self._log.url, self._before_step, self._after_step)
         try:
             if resume is not None:
                 self._resume(resume, exact)
@@ -188,8 +188,6 @@ class Publisher:
                 self._take_in(self._weights.differing())
                 if self._at_publish:
                     self._move()
-            if self._optimizer is not None:
-                self._hooks = StepHooks(self._optimizer, self._log.url, self._before_step, self._after_step)
             self._weights.show_own()
             if not exact:
                 self._publish(None)
@@ -453,7 +451,10 @@ class Publisher:
         return self._example is not None and record(self._log, self._model, self._example, self._cast)
 
     def flush(self) -> None:
-        """Publishes, and returns when all is in the log. Raises as `publish`, also with `background`."""
+        """Publishes, and returns when all is in the log.
+
+        Raises as `publish`; LogUnavailable: the store failed, and what was to be sent is kept.
+        """
         self.publish()
         self._writer.flush()
 
@@ -481,8 +482,7 @@ class Publisher:
         if not self._attached:
             return
         self._attached = False
-        if self._hooks is not None:
-            self._hooks.remove()
+        self._hooks.remove()
         self._take_apart()
 
     def close(self) -> None:
