@@ -233,8 +233,8 @@ def retrain_run(settings: Mapping[str, Any], *, version: int, without: Sequence[
     with contextlib.ExitStack() as stack:
         history = _opened(settings["history"], stack)
         parts = {name: settings[name] for name in ("model", "optimizer")}
-        publishing = {**(settings.get("publishing") or {}), "density": settings.get("density")}
-        publisher = Publisher(**parts, log=settings["log"], forward=settings.get("forward", "auto"), **publishing)
+        publishing = {name: settings[name] for name in ("density", "forward") if name in settings}
+        publisher = Publisher(**parts, log=settings["log"], **(settings.get("publishing") or {}), **publishing)
         stack.callback(publisher.detach)
         others = {name: settings[name] for name in ("loss", "sampler", "trigger", "batch_size")}
         trainer = Trainer(**parts, **others, history=history, publisher=publisher, **(settings.get("training") or {}))

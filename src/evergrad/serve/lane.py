@@ -33,6 +33,7 @@ class Lane:
 
     def __init__(self, servable: Servable, track: str, batching: Batching, metrics: Metrics) -> None:
         self.servable, self.track = servable, track
+        self._late = servable if isinstance(servable, Late) else None
         # `track` is looked up each time: a candidate that was promoted is the stable one from then on.
         self._batcher = Batcher(self._compute, batching, lambda n, rows: metrics.batched(self.track, n, rows))
 
@@ -44,12 +45,12 @@ class Lane:
     @property
     def missing(self) -> str | None:
         """Why nothing can be computed yet, though there may be a version, in one line; None: it can."""
-        return self.servable.missing if isinstance(self.servable, Late) else None
+        return None if self._late is None else self._late.missing
 
     @property
     def recorded(self) -> tuple[TensorType, TensorType] | None:
         """Input and output as the log tells them, where its signature was read."""
-        return self.servable.recorded if isinstance(self.servable, Late) else None
+        return None if self._late is None else self._late.recorded
 
     @property
     def version(self) -> int | None:
@@ -72,8 +73,8 @@ class Lane:
     def follow(self) -> None:
         """Lets the replica follow its log; what could not be built yet is, as soon as it can be."""
         self.replica.follow()
-        if isinstance(self.servable, Late):
-            self.servable.follow()
+        if self._late is not None:
+            self._late.follow()
 
     def submit(self, x: Array, version: int | None = None) -> Future[Computed]:
         """The outputs for a batch, to come.
@@ -104,6 +105,6 @@ class Lane:
     def close(self) -> None:
         """Answers what waits, then ends the thread and the replica's."""
         self._batcher.close()
-        if isinstance(self.servable, Late):
-            self.servable.close()
+        if self._late is not None:
+            self._late.close()
         self.replica.close()
