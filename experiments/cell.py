@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal[
-    "first", "never-updated", "online", "retrained", "proactive", "recent", "masked", "closed", "open", "overhead"
-]
+    "first", "never-updated", "online", "retrained", "proactive", "recent",
+    "masked", "closed", "open", "auto", "overhead",
+]  # fmt: skip
+Selection = Literal["top", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,9 +17,9 @@ class Cell:
     """One strategy with one seed.
 
     Attributes:
-        kind: first (the initial training), masked (the authors' sparse training), closed and open (ours; see the
-            `forward` of a `Publisher`), overhead (dense, the authors' and ours side by side), recent (proactive, newer
-            examples more often; with a density: ours, closed loop), and the baselines.
+        kind: first (the initial training), masked (the authors' sparse training), closed, open and auto (ours;
+            see the `forward` of a `Publisher`), overhead (dense, the authors' and ours side by side), recent
+            (proactive, newer examples more often; with a density: ours, auto), and the baselines.
         trigger: new examples a step. density, selection: of sparse training.
     """
 
@@ -25,7 +27,7 @@ class Cell:
     seed: int
     trigger: int = 8
     density: float | None = None
-    selection: Literal["top", "random"] = "top"
+    selection: Selection = "top"
 
     @property
     def name(self) -> str:

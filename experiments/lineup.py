@@ -20,6 +20,7 @@ from evergrad.metrics import Running
 from evergrad.pytorch.bridge import load_weights
 from evergrad.pytorch.learner import Learned, Learner, Loss
 from evergrad.pytorch.select import RandomK
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.strategies import NeverUpdated, Retrained, Strategy
 from evergrad.records import Record
 from evergrad.sampling import Sampler
@@ -28,6 +29,7 @@ from experiments.first import Examples, Started, full_push_bytes
 
 Parameters = list[torch.Tensor]
 SERVING_BATCH = 80  # of what learns at no trigger: a divisor of 640 and of 10,000
+_FORWARDS: dict[str, Forward] = {"open": "master", "closed": "deployed"}
 _LOOK_EVERY = 50  # steps; a look costs a copy of the weights, outside of what is timed
 
 
@@ -201,7 +203,7 @@ def publisher_of(cell: Cell, start: Started, log: Path) -> Publisher:
         *start,
         f"file:{log}",
         density=cell.density,
-        forward="master" if cell.kind == "open" else "deployed",
+        forward=_FORWARDS.get(cell.kind, "auto"),
         selector=RandomK(cell.seed) if cell.selection == "random" else None,
     )
 

@@ -42,7 +42,7 @@ def mean(found: Iterable[Record], field: Callable[[Record], float | None]) -> fl
 
 
 _ORDER = (
-    "never-updated", "online", "retrained", "proactive", "recent-8", "masked", "closed", "open", "recent-top",
+    "never-updated", "online", "retrained", "proactive", "recent-8", "masked", "closed", "open", "auto", "recent-top",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from evergrad.records import Record
 from experiments.command import add_options, check_numbers, chosen, status_of
 from experiments.prapas2021.cells import Setup
 from experiments.prapas2021.grid import grid, steps_of
-from experiments.prapas2021.protocol import MODELS_OF, PROTOCOLS, Protocol, quick
+from experiments.prapas2021.protocol import MODELS_OF, PROTOCOLS, TRIGGERS, Protocol, quick
 from experiments.prapas2021.show import print_tables, write_all
 from experiments.prapas2021.summary import summarise
 from experiments.run import Settings, records_in, run_grid
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--weights", type=Path, help="what models begin with: safetensors, or a state dict of torch")
     parser.add_argument("--retrain-epochs", type=int, help="of full retraining; default: as in the paper")
+    parser.add_argument("--sparse-trigger", type=int, choices=TRIGGERS, help="of sparse training; default: 8, as there")
     return parser
 
 
@@ -71,8 +72,9 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, Protocol]:
     protocol = dataclasses.replace(protocol, model=model)
     if arguments.quick:
         protocol, arguments.seeds = quick(protocol), 1
-    if arguments.retrain_epochs is not None:
-        protocol = dataclasses.replace(protocol, retrain_epochs=arguments.retrain_epochs)
+    for name in ("retrain_epochs", "sparse_trigger"):
+        if (value := getattr(arguments, name)) is not None:
+            protocol = dataclasses.replace(protocol, **{name: value})
     if arguments.weights is not None and not arguments.weights.is_file():
         raise ConfigError("weights", f"there is no file {arguments.weights}")
     size = "-quick" if arguments.quick else ""

@@ -71,7 +71,7 @@ class Setup:
 
 def run_cell(setup: Setup, cell: Cell, trained_steps: Callable[[int], None]) -> Record:
     """All that is to be known of one cell; see README.md for the fields."""
-    if cell.kind in ("closed", "open", "overhead"):
+    if cell.kind in ("closed", "open", "auto", "overhead"):
         compile_publisher()
     torch.manual_seed(cell.seed)
     begin = {"cell": cell.name, "seed": cell.seed}

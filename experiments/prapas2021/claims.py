@@ -9,6 +9,7 @@ from experiments.prapas2021.protocol import TRIGGERS
 from experiments.prapas2021.summary import Row, Summary
 
 DENSITIES = ("1e-2", "1e-3", "1e-4")
+LOOPS = ("closed", "open", "auto")
 # Points that the deployed model may lie behind dense training: what this library sets itself.
 ALLOWED = {"1e-3": 0.1, "1e-4": 0.5}
 MOST_OVERHEAD = 1.05
@@ -71,12 +72,12 @@ def _really_changed(found: Summary) -> Iterator[Claim]:
 
 
 def _quality(found: Summary) -> Iterator[Claim]:
-    dense = found.row("proactive-8")
+    dense = found.dense
     if dense is None:
         return
     for density in DENSITIES:
         theirs, replica = (found.row(f"masked-top-{density}", scored) for scored in ("trained", "replica"))
-        ours = {loop: row for loop in ("closed", "open") if (row := found.row(f"{loop}-top-{density}"))}
+        ours = {loop: row for loop in LOOPS if (row := found.row(f"{loop}-top-{density}"))}
         if not (theirs and replica and ours):
             continue
         allowed = ALLOWED.get(density)
@@ -86,8 +87,7 @@ def _quality(found: Summary) -> Iterator[Claim]:
             f"Sparse training loses little (density {density})",
             f"minimal loss{aim}",
             f"dense {_both(dense)}; the authors' way {_both(theirs)} as they score it, {_both(replica)} as a replica "
-            f"stands; ours, by the deployed model: "
-            + ", ".join(f"{loop} loop {_both(row)}" for loop, row in ours.items()),
+            f"stands; ours, by the deployed model: " + ", ".join(f"{loop} {_both(row)}" for loop, row in ours.items()),
             behind <= allowed if allowed else None,
         )
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from experiments.cell import Cell
+from experiments.cell import Cell, Kind, Selection
 from experiments.prapas2021.protocol import DENSITIES, TRIGGERS, Protocol
 
 OVERHEAD_STEPS = 1024
+_TOP: dict[Selection, tuple[Kind, ...]] = {"top": ("masked", "closed", "open", "auto")}
+_SPARSE: dict[str, dict[Selection, tuple[Kind, ...]]] = {
+    "mnist": {**_TOP, "random": ("masked", "closed", "open")},
+    "cifar10": _TOP,
+}
 
 
 def grid(protocol: Protocol, seeds: int) -> list[Cell]:
@@ -20,12 +25,12 @@ def _of_seed(protocol: Protocol, seed: int) -> list[Cell]:
         Cell(kind="online", seed=seed, trigger=protocol.online),
         *(Cell(kind="proactive", seed=seed, trigger=trigger) for trigger in TRIGGERS),
         *(
-            Cell(kind=kind, seed=seed, density=density, selection=selection)
-            for selection in (("top", "random") if protocol.data == "mnist" else ("top",))
+            Cell(kind=kind, seed=seed, trigger=protocol.sparse_trigger, density=density, selection=selection)
+            for selection, kinds in _SPARSE[protocol.data].items()
             for density in DENSITIES
-            for kind in ("masked", "closed", "open")
+            for kind in kinds
         ),
-        *(Cell(kind="overhead", seed=seed, density=density) for density in DENSITIES),
+        *(Cell(kind="overhead", seed=seed, trigger=protocol.sparse_trigger, density=density) for density in DENSITIES),
         Cell(kind="retrained", seed=seed),
     ]
 

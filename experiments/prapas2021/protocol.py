@@ -22,8 +22,8 @@ class Protocol:
         first, first_epochs: examples and epochs of the initial training; the stream begins behind them.
         stream: its examples. test: test examples, after the stream.
         retrain_every, retrain_epochs: of full retraining, from scratch on all examples so far.
-        online: new examples of a step of the online baseline, which has no old ones.
-        batch_size: of all other steps. lr: of Adam with amsgrad.
+        online: new examples of a step of the online baseline, which has no old ones. batch_size: of all other steps.
+        sparse_trigger: new examples of a step of sparse training. lr: of Adam with amsgrad.
         point: examples between two points of a curve, a multiple of all trigger sizes.
     """
 
@@ -36,6 +36,7 @@ class Protocol:
     retrain_every: int = 10_000
     retrain_epochs: int
     online: int = 128
+    sparse_trigger: int = 8
     batch_size: int = 128
     lr: float = 1e-3
     point: int = 640

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from evergrad.report import Plot, Table, write_report
-from experiments.prapas2021.claims import DENSITIES, Claim, claims
+from experiments.prapas2021.claims import DENSITIES, LOOPS, Claim, claims
 from experiments.prapas2021.summary import Row, Summary
 from experiments.shown import number, print_table, where, write_plots
 
@@ -87,9 +87,9 @@ def plots_of(found: Summary) -> dict[str, Plot]:
     """By file name; only what the records can tell."""
     curves = {row.name: row for row in found.rows}
     dense = ["never-updated", "online", "retrained", *(name for name in curves if name.startswith("proactive"))]
-    sparse = ["never-updated", "proactive-8"]
+    sparse = ["never-updated", *([found.dense.name] if found.dense else [])]
     sparse += [f"masked-top-1e-3, {scored}" for scored in ("trained", "replica", "replica with statistics")]
-    sparse += ["closed-top-1e-3", "open-top-1e-3"]
+    sparse += [f"{loop}-top-1e-3" for loop in LOOPS]
     plots = {
         "strategies": _over_stream(found, "Prequential accuracy", dense),
         "sparse": _over_stream(found, "Prequential accuracy, density 1e-3", sparse),
@@ -112,15 +112,15 @@ def _over_density(found: Summary) -> Plot:
         "authors' way, as a replica stands": ("masked", "replica"),
         "ours, closed loop": ("closed", ""),
         "ours, open loop": ("open", ""),
+        "ours, auto": ("auto", ""),
     }
     curves = {}
     for label, (kind, scored) in kinds.items():
         rows = [found.row(f"{kind}-top-{density}", scored) for density in DENSITIES]
         if any(rows):
             curves[label] = [100 * row.accuracy.mean if row else float("nan") for row in rows]
-    dense = found.row("proactive-8")
-    if curves and dense:
-        curves["dense"] = [100 * dense.accuracy.mean] * len(DENSITIES)
+    if curves and found.dense:
+        curves["dense"] = [100 * found.dense.accuracy.mean] * len(DENSITIES)
     return Plot(
         title="Prequential accuracy by density", x=[float(density) for density in DENSITIES], log_x=True,
         x_label="part of the parameters that is sent at a step", y_label="accuracy, percent", curves=curves,

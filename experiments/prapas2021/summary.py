@@ -86,6 +86,11 @@ class Summary:
         """The row of that name, where there is one."""
         return next((row for row in self.rows if (row.cell, row.scored) == (cell, scored)), None)
 
+    @property
+    def dense(self) -> Row | None:
+        """Dense training of the trigger size that sparse training has."""
+        return self.row(f"proactive-{self.setup['protocol']['sparse_trigger']}")
+
     def as_json(self) -> dict[str, Any]:
         """For a file; curves rounded."""
         told = dataclasses.asdict(self)

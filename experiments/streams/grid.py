@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.cell import Cell
+from experiments.cell import Cell, Kind
 from experiments.streams.subject import Subject
 
 DENSITIES = (1e-2, 1e-3, 1e-4)
 TRIGGERS = (8, 16, 32, 64)
 ONLINE = 128
+LOOPS: tuple[Kind, ...] = ("closed", "open", "auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ def _of_seed(seed: int) -> list[Cell]:
         Cell(kind="online", seed=seed, trigger=ONLINE),
         *(Cell(kind="proactive", seed=seed, trigger=trigger) for trigger in TRIGGERS),
         Cell(kind="recent", seed=seed),
-        *(Cell(kind=kind, seed=seed, density=density) for density in DENSITIES for kind in ("closed", "open")),
+        *(Cell(kind=kind, seed=seed, density=density) for density in DENSITIES for kind in LOOPS),
         Cell(kind="recent", seed=seed, density=1e-3),
         Cell(kind="retrained", seed=seed),
     ]
