@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from evergrad.errors import NonFiniteWeights
+from evergrad.pytorch.choice import examples_to_score
 from evergrad.records import Record
 from experiments.sparsity.loops import Array, Loop
 from experiments.sparsity.methods import METHODS, Cell
@@ -94,7 +95,7 @@ def run_cell(cell: Cell, setup: Setup, out: Path) -> Record:
     with tempfile.TemporaryDirectory(dir=out, prefix="cell-") as folder:
         loop = Loop(
             method, start, subject.loss, density=cell.density, folder=Path(folder) / "log", seed=cell.seed,
-            steps=ground.steps,
+            steps=ground.steps, scored=examples_to_score(subject.batch_size),
         )  # fmt: skip
         for step in range(ground.steps):
             new = setup.fresh(step)

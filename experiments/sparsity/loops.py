@@ -42,6 +42,7 @@ class Loop:
         start: the model and its optimizer as the initial training left them; they belong to the loop from here on.
         density: of a step; None where the whole model is sent.
         folder: where the log goes. steps: of the whole stream.
+        scored: new examples a step that both copies are scored on.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class Loop:
         folder: Path,
         seed: int,
         steps: int,
+        scored: int = 8,
     ) -> None:
         self.method, self._loss, self._url = method, loss, f"file:{folder}"
         self.master, self._optimizer = start
-        self._shown = copy.deepcopy(self.master)
+        self._scored, self._shown = scored, copy.deepcopy(self.master)
         self._followed = self.master if method.average is None else copy.deepcopy(self.master)
         self._masters = [each.detach() for each in self.master.parameters()]
         self._pace, self._choice = Pace(steps), _choice(method, seed)
@@ -98,7 +100,9 @@ class Loop:
         loss = float(self._loss(outputs, y).mean())
         self._pace.stepped(loss)
         if isinstance(self._choice, ByScore):
-            self._choice.scored(loss, float(self._loss(_outputs(self.master, x), y).mean()))
+            x, y, outputs = (each[-self._scored :] for each in (x, y, outputs))
+            losses = (float(self._loss(each, y).mean()) for each in (outputs, _outputs(self.master, x)))
+            self._choice.scored(*losses)
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Takes one optimizer step, and sends what is due of it.

@@ -12,7 +12,7 @@ from experiments.shown import Spread
 from evergrad.records import Record
 
 PARAMETERS = 100_000
-PROTOCOL = {"data": "mnist", "model": "lenet5"}
+PROTOCOL = {"data": "mnist", "model": "lenet5", "sparse_trigger": 8}
 
 
 def cell(name: str, seed: int, scores: dict[str, tuple[float, float]], **fields: Any) -> Record:
@@ -27,6 +27,7 @@ def cell(name: str, seed: int, scores: dict[str, tuple[float, float]], **fields:
 def found(
     *,
     ours: tuple[float, float] = (0.98, 0.99),
+    auto: tuple[float, float] | None = None,
     proactive_s: float = 10.0,
     update_bytes: float = 40.0,
     overhead: float = 1.04,
@@ -46,6 +47,7 @@ def found(
                  changed=60_000.0, update_bytes=160.0),
             cell(f"closed-top-{density}", seed, {"": (ours[0] + more, ours[1])}, changed=changed,
                  update_bytes=update_bytes, digest="a", replica_digest=replica_digest),
+            *([cell(f"auto-top-{density}", seed, {"": auto})] if auto else []),
             {"event": "cell", "cell": f"overhead-{density}", "seed": seed, "step_ms": {"dense": 5.0},
              "ratios": {"masked": 1.2, "published": overhead}},
         ]  # fmt: skip
@@ -76,6 +78,7 @@ def test_all_hold_where_all_is_well() -> None:
         ("Sparse training loses little", {"ours": (0.974, 0.99)}),
         ("Sparse training loses little", {"ours": (0.98, 0.984)}),
         ("Sparse training loses little", {"ours": (0.978, 0.99), "density": "1e-3"}),
+        ("Sparse training loses little", {"auto": (0.974, 0.99)}),
         ("Communication falls", {"update_bytes": 41.0}),
         ("Sparse training costs", {"overhead": 1.06}),
         ("The deployed model", {"replica_digest": "b"}),
@@ -86,6 +89,7 @@ def test_all_hold_where_all_is_well() -> None:
         "worse on the stream",
         "worse on the test set",
         "worse at 1e-3",
+        "the default is worse",
         "bytes",
         "overhead",
         "replica",

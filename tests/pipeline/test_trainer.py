@@ -125,16 +125,44 @@ def test_both_copies_are_scored_on_new_examples_before_they_are_learned_from(
     told: list[tuple[float, float]] = []
     monkeypatch.setattr(publisher, "score", lambda *losses: told.append(losses))
     for seed in range(4):
-        new = batch(8, seed)
-        x, y = torch.from_numpy(new.x), torch.from_numpy(new.y)
+        new = batch(20, seed)
+        x, y = torch.from_numpy(new.x[-8:]), torch.from_numpy(new.y[-8:])  # so many are enough
         expected = []
         for copy in (publisher.deployed(), publisher.master()):
             with copy, torch.no_grad():
                 expected.append(float(cross_entropy(model.eval()(x), y)))
-        trainer.learn(new, deployed_loss=expected[0] if seed % 2 else None)
+        trainer.learn(new)
         assert told[-1] == pytest.approx(expected)
     assert len(told) == 4
     assert told[-1][0] != told[-1][1]
+
+
+def test_what_was_predicted_is_not_predicted_again_to_be_scored_but_where_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01)
+    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    asked: list[int] = []
+    plain = trainer.learner.predict
+    monkeypatch.setattr(trainer.learner, "predict", lambda x: asked.append(len(x)) or plain(x))
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(publisher, "score", lambda *losses: told.append(losses))
+
+    new = batch(20, seed=0)
+    outputs = trainer.predict(new.x)
+    trainer.learn(new)
+    assert asked == [20, 8]  # the master alone
+    assert told[-1][0] == pytest.approx(float(trainer.losses_of(outputs[-8:], new.y[-8:]).mean()))
+
+    trainer.learn(new)  # another version is deployed
+    assert asked == [20, 8, 8, 8]
+    again = batch(20, seed=1)
+    trainer.predict(again.x)
+    again.x[-1] += 1  # what was predicted is not what is learned
+    trainer.learn(again)
+    assert asked[4:] == [20, 8, 8]
 
 
 def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> None:

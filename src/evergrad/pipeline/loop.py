@@ -104,9 +104,8 @@ class Loop:
             scored = self._score(outputs, batch.y)
             fresh.add(scored)
             self._scores.add(scored)
-        own = batch.outputs is None and self._predict is None and self._frozen is None
         self._judge(batch, losses)
-        step = self._learn(batch, loss, loss if own else None)
+        step = self._learn(batch, loss)
         stats = self._stats()
         return Progress(
             batch=batch, outputs=outputs, loss=loss, score=fresh.value, step=step, held=self.held,
@@ -178,11 +177,11 @@ class Loop:
         if self._good is not None:
             self._trainer.go_back(copy.deepcopy(self._good[1]))
 
-    def _learn(self, batch: Batch, loss: float, deployed_loss: float | None) -> Step | None:
+    def _learn(self, batch: Batch, loss: float) -> Step | None:
         if self._gate is None:
-            return self._trainer.learn(batch, loss=loss, deployed_loss=deployed_loss)
+            return self._trainer.learn(batch, loss=loss)
         try:
-            step = self._trainer.learn(batch, loss=loss, deployed_loss=deployed_loss, publish=self._approve)
+            step = self._trainer.learn(batch, loss=loss, publish=self._approve)
         except (NonFiniteLoss, NonFiniteWeights) as error:
             step = self._learn_without(error)
         if (

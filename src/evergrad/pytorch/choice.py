@@ -15,7 +15,16 @@ from typing import Any
 
 _FADE = 0.98  # the weight of what was seen a score ago: some fifty scores count
 _MOST_LET_GO = 0.5  # of master - deployed, at a step
+_LEAST_SCORED, _BATCH_PER_SCORED = 8, 16
 _WAITS = 0.9  # small parts wait until no more than this is left: dropping them costs a pass over all weights
+
+
+def examples_to_score(batch_size: int) -> int:
+    """How many new examples to score the master on, so that this costs no more than 2% of a training step.
+
+    Forward passes take a third of training, and of those it is a sixteenth; but at least eight examples.
+    """
+    return max(_LEAST_SCORED, batch_size // _BATCH_PER_SCORED)
 
 
 class Choice:

@@ -20,6 +20,7 @@ import torch
 from evergrad.errors import ConfigError, HistoryDamaged, LossRefused, NonFiniteLoss, NotInHistory
 from evergrad.history import History
 from evergrad.pytorch.checkpoint import Checkpoints
+from evergrad.pytorch.choice import examples_to_score
 from evergrad.pytorch.learner import Learned, Learner, Loss, StepFunction
 from evergrad.pytorch.mixing import Ids, Mixer, Transform
 from evergrad.pytorch.publisher import Publisher
@@ -30,6 +31,15 @@ from evergrad.stream import Batch
 from evergrad.trigger import News, Trigger
 
 Publish = bool | Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the deployed model, at that version, said of these inputs."""
+
+    version: int
+    x: npt.NDArray[Any]
+    outputs: npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +117,8 @@ class Trainer:
         self._history, self._trigger, self._publisher = history, trigger, publisher
         self._steps_per_trigger = steps_per_trigger
         self._checkpoints, self._checkpointed = checkpoints, 0
+        self._scored = examples_to_score(batch_size)
+        self._told: _Told | None = None
         self._others: dict[str, Stateful] = {}
         self._first_at: dict[int, int] = {}
         self._batches, self._end = history.batches, history.end
@@ -143,7 +155,11 @@ class Trainer:
             weights: other weights to show, as `Publisher.published` gives them.
         """
         with self._publisher.deployed(weights) if self._publisher else contextlib.nullcontext():
-            return self.learner.predict(x)
+            outputs = self.learner.predict(x)
+        if self._publisher is not None and self._publisher.chooses and weights is None:
+            newest = slice(-self._scored, None)
+            self._told = _Told(self._publisher.version, np.copy(x[newest]), outputs[newest])
+        return outputs
 
     def losses_of(
         self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
@@ -156,15 +172,12 @@ class Trainer:
         batch: Batch,
         *,
         loss: float = float("nan"),
-        deployed_loss: float | None = None,
         publish: Publish = True,
     ) -> Step | None:
         """Takes in new examples, and takes training steps where they are due; None where none is.
 
         Args:
             loss: of the predictions that were made for them, for triggers that look at it.
-            deployed_loss: of the deployed model as it is now, where that is known: a publisher with `forward="auto"`
-                wants it, and the master's, which takes a prediction more.
             publish: False, now or when it is called after the step, holds the update back; it goes out with the next
                 one that is let through.
 
@@ -178,7 +191,7 @@ class Trainer:
             return None
         arrived_s = self._take_in(batch)
         if self._publisher is not None and self._publisher.chooses:
-            self._compare(self._publisher, batch, deployed_loss)
+            self._compare(self._publisher, batch)
         if not self._trigger.inform(News(examples=len(batch), now_s=arrived_s, loss=loss)):
             return None
         return self.step(publish=publish)
@@ -198,13 +211,18 @@ class Trainer:
         new = int(np.count_nonzero(ids >= first))
         return Step(number=self.steps, loss=learned.mean, new=new, old=len(ids) - new, published=published)
 
-    def _compare(self, publisher: Publisher, batch: Batch, deployed_loss: float | None) -> None:
-        """Tells the publisher how both copies do on new examples."""
-        if deployed_loss is None:
-            deployed_loss = float(self.losses_of(self.predict(batch.x), batch.y).mean())
+    def _compare(self, publisher: Publisher, batch: Batch) -> None:
+        """Tells the publisher how both copies do on new examples, the newest ones where there are many."""
+        x, y = batch.x[-self._scored :], batch.y[-self._scored :]
+        told = self._told
+        if told is not None and told.version == publisher.version and np.array_equal(told.x, x):
+            deployed = told.outputs
+        else:
+            deployed = self.predict(x)
         with publisher.master():
-            outputs = self.learner.predict(batch.x)
-        publisher.score(deployed_loss, float(self.losses_of(outputs, batch.y).mean()))
+            master = self.learner.predict(x)
+        losses = (float(self.losses_of(outputs, y).mean()) for outputs in (deployed, master))
+        publisher.score(*losses)
 
     def _take_in(self, batch: Batch) -> float:
         """Appends a batch, or finds it in the history; gives when it arrived, as the history has it."""
@@ -246,6 +264,7 @@ class Trainer:
 
         The next update takes every replica there too.
         """
+        self._told = None
         load_model(self.learner.model, weights)
         load_all(self.learner.parts(), weights["learner"])
         if self._publisher is not None:
