@@ -54,7 +54,7 @@ def quick(protocol: Protocol) -> Protocol:
     if protocol.data == "mnist":
         return dataclasses.replace(
             protocol, first=1000, first_epochs=4, stream=640, test=1000, retrain_every=320, retrain_epochs=4, online=64,
-            point=320,
+            batch_size=64, point=320,
         )  # fmt: skip
     return dataclasses.replace(
         protocol, first=128, first_epochs=1, stream=64, test=64, retrain_every=64, retrain_epochs=1, online=32,

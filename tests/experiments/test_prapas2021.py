@@ -84,7 +84,7 @@ def test_updates_are_real_files_and_the_replica_is_the_deployed_model(quick_mnis
 @needs_mnist
 def test_retraining_takes_the_steps_that_were_reckoned_with(quick_mnist: tuple[Path, str]) -> None:
     found = cells_in(quick_mnist[0])["retrained"]
-    assert (found["updates"], found["steps"]) == (2, 4 * (11 + 13))
+    assert (found["updates"], found["steps"]) == (2, 4 * (21 + 26))
     assert found["steps"] == steps_of(Cell(kind="retrained", seed=0), quick(PROTOCOLS["mnist"]))
 
 
