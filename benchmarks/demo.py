@@ -56,7 +56,6 @@ def measure(data: Path | None, seed: int) -> dict[str, Any]:
     return {
         "data": result.data,
         "seed": seed,
-        "forward": demo.setting.forward,
         "density": demo.setting.density,
         "served": result.served,
         "served_end": result.served_end,

@@ -102,8 +102,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the log, the records and the report go.")] = Path("evergrad-demo"),
     density: Annotated[float | None, typer.Option(help="Fraction of the weights that move at each step.")] = None,
     forward: Annotated[
-        Literal["deployed", "master"] | None, typer.Option(help="Closed or open loop. Default: as fits the data.")
-    ] = None,
+        Literal["auto", "deployed", "master"], typer.Option(help="Closed loop, open loop, or as scores say.")
+    ] = "auto",
     seed: int = 0,
     examples: Annotated[int | None, typer.Option(help="A shorter or longer stream than usual.", min=100)] = None,
     kill_server_at: Annotated[

@@ -35,11 +35,7 @@ _WINDOW = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How long and how hard: `first` examples for the first training, then `examples` that rotate.
-
-    The small network of the 8x8 digits turns fast for its size: there the open loop at 1e-2 follows dense training, the
-    closed loop stays 1 to 3 points behind it (`benchmarks/demo.py`).
-    """
+    """How long and how hard: `first` examples for the first training, then `examples` that rotate."""
 
     first: int
     epochs: int
@@ -48,16 +44,11 @@ class Setting:
     degrees: float
     lr: float
     density: float
-    forward: Forward
 
 
 SETTINGS = {
-    "MNIST": Setting(
-        first=10_000, epochs=3, examples=16_000, batch=8, degrees=60, lr=1e-3, density=1e-3, forward="deployed"
-    ),
-    "scikit-learn digits": Setting(
-        first=600, epochs=20, examples=24_000, batch=8, degrees=60, lr=2e-3, density=1e-2, forward="master"
-    ),
+    "MNIST": Setting(first=10_000, epochs=3, examples=16_000, batch=8, degrees=60, lr=1e-3, density=1e-3),
+    "scikit-learn digits": Setting(first=600, epochs=20, examples=24_000, batch=8, degrees=60, lr=2e-3, density=1e-2),
 }
 
 
@@ -101,7 +92,7 @@ class Demo:
     Args:
         data: a folder with MNIST; None: scikit-learn's digits.
         kill_server_at: a fraction of the stream after which the server is killed with SIGKILL, to see it come back.
-        density, forward: see `Publisher`; None: as fits the data.
+        density: of an update; None: as fits the data. forward: see `Publisher`.
         examples: a shorter stream than usual.
         look: called with a `Glimpse` after each batch.
     """
@@ -112,7 +103,7 @@ class Demo:
         *,
         data: Path | None = None,
         density: float | None = None,
-        forward: Forward | None = None,
+        forward: Forward = "auto",
         seed: int = 0,
         examples: int | None = None,
         kill_server_at: float | None = None,
@@ -123,7 +114,7 @@ class Demo:
         self._out, self._seed, self._kill_at, self._look = out, seed, kill_server_at, look
         self.digits = load_digits(data)
         self.setting = SETTINGS[self.digits.name]
-        self._density, self._forward = density or self.setting.density, forward or self.setting.forward
+        self._density, self._forward = density or self.setting.density, forward
         self.examples = examples or self.setting.examples
         self._served, self._frozen = _Accuracy(self.examples), _Accuracy(self.examples)
 
