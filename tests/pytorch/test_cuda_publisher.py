@@ -48,8 +48,8 @@ kernels = pytest.mark.skipif(not runs_on(DEVICE), reason="Triton has no wheel fo
 class Apart(Publisher):
     """Keeps the deployed weights apart from the state wherever the model is."""
 
-    def _make_weights(self, forward: Forward) -> Weights:
-        return Weights(self._model, self._state, closed_loop=forward == "deployed", apart=True)
+    def _make_weights(self, *, closed_loop: bool) -> Weights:
+        return Weights(self._model, self._state, closed_loop=closed_loop, apart=True)
 
 
 def publish_each(publisher: Publisher, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Iterator[int]:

@@ -1,7 +1,8 @@
 """What a module holds besides floating-point parameters: buffers, and parameters that no optimizer steps.
 
 They always show their own, live storage, for forward passes write to it; the deployed copy follows when a publisher
-says so.
+says so. The statistics that a forward pass at the master leaves are not those of the deployed weights: for these there
+is, once `own` was called, storage of their own, which the deployed copy follows in an open loop.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Buffers:
         others: these tensors.
         deployed: by name, views of `state`; some may be of another dtype than the module's own (see `cast`).
         apart: whether the module's own are on a device: they are then compared on the CPU, in copies.
+        closed_loop: whether forward passes of training are at the deployed weights.
     """
 
     def __init__(
@@ -42,7 +44,10 @@ class Buffers:
         deployed: dict[str, torch.Tensor],
         *,
         apart: bool = False,
+        closed_loop: bool = False,
     ) -> None:
+        self._own: dict[str, torch.Tensor] = {}
+        self._closed_loop = closed_loop
         self._state, self._others, self._deployed, self._apart = state, others, deployed, apart
         homes = _homes_of_buffers(model)
         self._homes = [homes.get(id(other.tensor)) for other in others]
@@ -74,7 +79,10 @@ class Buffers:
         return [found for found in self._here() if self._is_same_dtype(found)]
 
     def _here(self) -> list[ModuleTensor]:
-        return on_cpu(self.live()) if self._apart else self.live()
+        told = self.live()
+        if self._own and not self._closed_loop:
+            told = [ModuleTensor(each.name, self._own.get(each.name, each.tensor), each.parameter) for each in told]
+        return on_cpu(told) if self._apart else told
 
     def _is_same_dtype(self, found: ModuleTensor) -> bool:
         return self._deployed[found.name].dtype == found.tensor.dtype
@@ -83,6 +91,31 @@ class Buffers:
         """They become equal to the deployed ones: undoes what a forward pass did to statistics."""
         for found in self.live():
             found.tensor.detach().copy_(self._deployed[found.name])
+        for name, own in self._own.items():
+            own.copy_(self._deployed[name])
+
+    def own(self, found: ModuleTensor) -> torch.Tensor:
+        """Storage for what this one is at the deployed weights; at first what is deployed."""
+        if found.name not in self._own:
+            live = found.tensor.detach()
+            self._own[found.name] = torch.empty_like(live).copy_(self._deployed[found.name])
+        return self._own[found.name]
+
+    def turn(self, *, closed_loop: bool) -> None:
+        """Forward passes are at the deployed weights from here on, and go on from their statistics; or no more."""
+        self._closed_loop = closed_loop
+        for found in self.live():
+            if found.name in self._own:
+                live, own = found.tensor.detach(), self._own[found.name]
+                (live if closed_loop else own).copy_(own if closed_loop else live)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The statistics of the deployed weights, by name; see `Stateful`."""
+        return dict(self._own)
+
+    def go_on(self, own: Mapping[str, torch.Tensor], *, closed_loop: bool) -> None:
+        """From what `state_dict` gave; live storage stays as it is."""
+        self._own, self._closed_loop = {name: tensor.clone() for name, tensor in own.items()}, closed_loop
 
     def stale(self, tolerance: float, step: int) -> list[Section]:
         """What brings the deployed elements that are off by more than `tolerance` of their yardstick to within it.

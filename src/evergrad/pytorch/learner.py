@@ -148,6 +148,12 @@ class Learner:
             for module in training:
                 module.training = True
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs for a batch that may be elsewhere than the model, in whatever mode the model is."""
+        with self._casting(self.device):
+            outputs: torch.Tensor = self.model(x.to(self.device, non_blocking=True))
+            return outputs
+
     def losses_of(
         self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
     ) -> npt.NDArray[np.float64]:

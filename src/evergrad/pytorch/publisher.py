@@ -36,7 +36,6 @@ from evergrad.pytorch.mover import Moved, ValuesAs, written
 from evergrad.pytorch.movers import mover_for
 from evergrad.pytorch.pending import MOST_WAITING_FRACTION, Pending
 from evergrad.pytorch.select import GlobalTopK, Selector
-from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.stats import PublisherStats
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Head, Keeping, Published, Writer
@@ -64,8 +63,7 @@ class Publisher:
         density: the fraction of parameter elements that move at each optimizer step, in (0, 1]. Default: 1e-3.
         k: instead of `density`: so many elements.
         budget: instead: as many as keep the bytes of updates to a rate, for example "20 kB/s" (`budget.ByteBudget`).
-        quality: instead: as few as keep |master - deployed| / |master| below this bound, in 2-norms. Measuring that
-            takes two more passes over the weights.
+        quality: instead: as few as keep |master - deployed| / |master| below this bound, in 2-norms (two more passes).
         forward: where gradients are taken. "master" (open loop): training is untouched, the deployed weights follow.
             "deployed" (closed loop): gradients see what users see. "auto": as "master" until `score` says that the
             deployed weights cannot follow, then as "deployed"; see docs/sparsity.md for what each is good for. A
@@ -94,8 +92,7 @@ class Publisher:
 
     Raises:
         ConfigError: a setting out of range. OptimizerAttached: close the other publisher first.
-        SchemaMismatch: the log is of another model, and never was of this one. LogUnavailable, WriterConflict: see
-            there.
+        SchemaMismatch: the log is of another model, and never was of this one. LogUnavailable, WriterConflict.
         NonFiniteWeights: the model holds NaN or infinity (step 0).
     """
 
@@ -109,7 +106,7 @@ class Publisher:
         k: int | None = None,
         budget: str | None = None,
         quality: float | None = None,
-        forward: Forward = "auto",
+        forward: settings.Forward = "auto",
         selector: Selector | None = None,
         values: ValuesAs = "steps",
         buffer_tolerance: float = 0.02,
@@ -157,7 +154,7 @@ class Publisher:
         """Makes all that belongs to one structure of the model."""
         self._state = state
         self._pending = self._nothing()
-        self._weights = self._make_weights("deployed" if self.closed else "master")
+        self._weights = self._make_weights(closed_loop=self.closed)
         self._mover = mover_for(self._model, self._weights, state, self._selector, self._values, lambda: self._steps)
         self._writer = Writer(
             self._log, state, head, self._run, self._keeping,
@@ -166,8 +163,8 @@ class Publisher:
         # Not at exit: what runs there may still close this publisher, which needs the thread.
         weakref.finalize(self, self._writer.end_soon).atexit = False
 
-    def _make_weights(self, forward: Forward) -> Weights:
-        return Weights(self._model, self._state, closed_loop=forward == "deployed")
+    def _make_weights(self, *, closed_loop: bool) -> Weights:
+        return Weights(self._model, self._state, closed_loop=closed_loop)
 
     def _nothing(self) -> Pending:
         return Pending(self._state.schema, int(self._state.schema.elements * MOST_WAITING_FRACTION))
@@ -201,11 +198,7 @@ class Publisher:
         return self._weights.showing_master()
 
     def deployed(self, other: Mapping[str, torch.Tensor] | None = None) -> AbstractContextManager[nn.Module]:
-        """Inside, the model's parameters and buffers are exactly the deployed ones, for evaluation only.
-
-        Args:
-            other: show these instead: what `published` gave.
-        """
+        """Inside, parameters and buffers are exactly the deployed ones, or `other`, as from `published`; to evaluate."""
         return self._weights.showing_deployed(other)
 
     def published(self) -> dict[str, torch.Tensor]:
@@ -221,6 +214,14 @@ class Publisher:
     def restore_buffers(self) -> None:
         """Gives the model's buffers back what was deployed, for example after a forward pass on damaged examples."""
         self._weights.buffers.restore()
+
+    def recalibrate(self, forward: Callable[[], object]) -> None:
+        """Lets BatchNorm's statistics follow the deployed weights; in an open loop they are those of the master else.
+
+        To be called after one in some sixteen steps. `forward` passes a training batch through the model, `lambda:
+        model(x)`: at the deployed weights, in evaluation mode but for what BatchNorm takes in.
+        """
+        self._weights.recalibrate(forward)
 
     @property
     def chooses(self) -> bool:
@@ -321,8 +322,7 @@ class Publisher:
             self._on_published(published)
 
     def _take_in(self, sections: Sequence[Section]) -> None:
-        moved = written(self._state, sections)
-        if moved is not None:
+        if (moved := written(self._state, sections)) is not None:
             self._take(moved)
 
     def _take(self, moved: Moved) -> None:
@@ -338,6 +338,7 @@ class Publisher:
             "steps": self._steps,
             "master": dict(self._weights.master),
             "deployed": dict(self._weights.deployed),
+            "statistics": self._weights.buffers.state_dict(),
             "amount": self._amount.state_dict(),
             "choice": self._choice and self._choice.state_dict(),
             "selector": self._selector.state_dict() if isinstance(self._selector, Stateful) else None,
@@ -373,7 +374,7 @@ class Publisher:
         self._amount.load_state_dict(state["amount"])
         if self._choice is not None and state["choice"] is not None:
             self._choice.load_state_dict(state["choice"])
-            self._weights.turn(closed_loop=self.closed)
+        self._weights.go_on(state["statistics"], closed_loop=self.closed)
         if isinstance(self._selector, Stateful):
             self._selector.load_state_dict(state["selector"])
         # Not strict: on a GPU, and where nothing is compiled, no table is watched.
@@ -451,10 +452,7 @@ class Publisher:
         return self._example is not None and record(self._log, self._model, self._example, self._cast)
 
     def flush(self) -> None:
-        """Publishes, and returns when all is in the log.
-
-        Raises as `publish`; LogUnavailable: the store failed, and what was to be sent is kept.
-        """
+        """Publishes, and returns when all is in the log. Raises as `publish`."""
         self.publish()
         self._writer.flush()
 

@@ -31,6 +31,7 @@ from evergrad.stream import Batch
 from evergrad.trigger import News, Trigger
 
 Publish = bool | Callable[[], bool]
+_RECALIBRATED_EVERY = 16  # steps: a forward pass more, 2% of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,8 @@ class Trainer:
             if self._publisher:  # the forward pass has put what it saw into BatchNorm's statistics
                 self._publisher.restore_buffers()
             raise
+        if self._publisher and self.steps % _RECALIBRATED_EVERY == 1:
+            self._publisher.recalibrate(lambda: self.learner.forward(x))
         if isinstance(self._mixer.sampler, Feedback):
             if learned.each is None:
                 raise ConfigError("step", "must give one loss for each example (reduction='none') for this sampler")

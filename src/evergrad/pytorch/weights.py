@@ -10,11 +10,12 @@ storage: forward passes write to it; the deployed copy follows when a publisher 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evergrad.errors import SchemaMismatch, WeightsChanged
 from evergrad.pytorch.bridge import ModuleTensor, device_of, module_tensors, state_views
@@ -22,6 +23,8 @@ from evergrad.pytorch.buffers import Buffers, bits_differ, check_finite, kind_of
 from evergrad.pytorch.mirror import Mirror
 from evergrad.pytorch.select import Pair
 from evergrad.update import Change, State, Values
+
+_MOMENTUM = 0.5  # of statistics that are taken anew now and then
 
 
 class Weights:
@@ -51,7 +54,7 @@ class Weights:
         if self.mirror is not None:
             self.deployed = self._host | {name: self.mirror.views[name] for name in self.master}
         others = [t for t in tensors if not _is_floating_parameter(t)]
-        self.buffers = Buffers(model, state, others, self._host, apart=apart)
+        self.buffers = Buffers(model, state, others, self._host, apart=apart, closed_loop=closed_loop)
         self._transposed = [t for t in self.parameters if not self.master[t.name].is_contiguous()]
         self._aligned: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._show(self.master)
@@ -79,7 +82,39 @@ class Weights:
         if closed_loop != self._closed_loop:
             self.check_untouched()
             self._closed_loop = closed_loop
+            self.buffers.turn(closed_loop=closed_loop)
             self.show_own()
+
+    def go_on(self, statistics: Mapping[str, torch.Tensor], *, closed_loop: bool) -> None:
+        """As `turn`, from what `buffers.state_dict` gave."""
+        self.check_untouched()
+        self._closed_loop = closed_loop
+        self.buffers.go_on(statistics, closed_loop=closed_loop)
+        self.show_own()
+
+    def recalibrate(self, forward: Callable[[], object]) -> None:
+        """BatchNorm's statistics of the deployed weights take in those of a forward pass; see `Publisher`."""
+        modules = list(self._model.modules())
+        norms = [each for each in modules if isinstance(each, _BatchNorm) and each.training]
+        kept = {id(tensor) for norm in norms for tensor in (norm.running_mean, norm.running_var)}
+        statistics = [found for found in self.buffers.live() if id(found.tensor) in kept]
+        if self._closed_loop or not statistics:
+            return
+        before = [(each, each.training) for each in modules], [(norm, norm.momentum) for norm in norms]
+        with torch.no_grad(), self.showing_deployed():
+            try:
+                for found in statistics:
+                    found.tensor.data = self.buffers.own(found)
+                for each in modules:
+                    each.training = False
+                for norm in norms:
+                    norm.training, norm.momentum = True, _MOMENTUM
+                forward()
+            finally:
+                for each, training in before[0]:
+                    each.training = training
+                for norm, momentum in before[1]:
+                    norm.momentum = momentum
 
     def let_go(self, part: float) -> None:
         """Takes the master towards the deployed weights, by this part of all that they differ in."""
