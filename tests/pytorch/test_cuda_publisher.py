@@ -18,8 +18,9 @@ from evergrad.errors import NonFiniteWeights, SchemaMismatch, WeightsChanged
 from evergrad.pytorch.bridge import ModuleTensor, ReplicaModule, load_weights
 from evergrad.pytorch.buffers import on_cpu
 from evergrad.pytorch.cuda import DeviceMover, runs_on
-from evergrad.pytorch.publisher import Forward, Publisher
+from evergrad.pytorch.publisher import Publisher
 from evergrad.pytorch.select import LayerTopK
+from evergrad.pytorch.settings import Forward
 from evergrad.pytorch.weights import Weights
 from tests.pytorch.models import (
     FORWARDS,

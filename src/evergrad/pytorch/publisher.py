@@ -198,7 +198,7 @@ class Publisher:
         return self._weights.showing_master()
 
     def deployed(self, other: Mapping[str, torch.Tensor] | None = None) -> AbstractContextManager[nn.Module]:
-        """Inside, parameters and buffers are exactly the deployed ones, or `other`, as from `published`; to evaluate."""
+        """Inside, parameters and buffers are exactly the deployed ones, or `other`, from `published`; to evaluate."""
         return self._weights.showing_deployed(other)
 
     def published(self) -> dict[str, torch.Tensor]:
