@@ -165,6 +165,26 @@ def test_what_was_predicted_is_not_predicted_again_to_be_scored_but_where_it_has
     assert asked[4:] == [20, 8, 8]
 
 
+def test_statistics_are_taken_at_the_deployed_weights_now_and_then(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = seeded_model()
+    width = plain(torch.from_numpy(batch(2, 0).x)).shape[1]
+    model = torch.nn.Sequential(plain, torch.nn.BatchNorm1d(width))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01, forward="master")
+    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    asked: list[tuple[int, bool]] = []
+    model[0].register_forward_hook(lambda *_: asked.append((trainer.steps, model[1].training != model.training)))
+    for seed in range(18):
+        trainer.learn(batch(8, seed))
+    assert [step for step, alone in asked if alone] == [1, 17]
+    replica = Replica(f"file:{tmp_path / 'log'}")
+    replica.sync()
+    assert replica.digest == publisher.digest
+    told = torch.tensor(replica.weights["1.running_mean"])
+    assert not torch.allclose(told, model[1].running_mean, rtol=0.03)
+
+
 def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> None:
     model = seeded_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.5)

@@ -221,7 +221,8 @@ class Publisher:
         To be called after one in some sixteen steps. `forward` passes a training batch through the model, `lambda:
         model(x)`: at the deployed weights, in evaluation mode but for what BatchNorm takes in.
         """
-        self._weights.recalibrate(forward)
+        if not self._at_publish:
+            self._weights.recalibrate(forward)
 
     @property
     def chooses(self) -> bool:
