@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,14 @@ def make_trainer(
         batch_size=batch_size,
         publisher=publisher,
     )
+
+
+def make_publishing(folder: Path, **settings: Any) -> tuple[Trainer, Publisher]:
+    """A trainer with a publisher of these settings, whose log is in the folder `log`."""
+    model = seeded_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    publisher = Publisher(model, optimizer, f"file:{folder / 'log'}", **settings)
+    return make_trainer(folder, model=model, optimizer=optimizer, publisher=publisher), publisher
 
 
 def batch(count: int, seed: int, arrived_s: float = 1.0) -> Batch:
@@ -97,10 +106,7 @@ def test_a_batch_that_does_not_fit_the_history_changes_nothing(tmp_path: Path) -
 
 
 def test_predictions_come_from_the_deployed_copy(tmp_path: Path) -> None:
-    model = seeded_model()
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01, forward="master")
-    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    trainer, _ = make_publishing(tmp_path, density=0.01, forward="master")
     for seed in range(5):
         trainer.learn(batch(8, seed))
     replica = Replica(f"file:{tmp_path / 'log'}")
@@ -110,7 +116,7 @@ def test_predictions_come_from_the_deployed_copy(tmp_path: Path) -> None:
     fresh.load_state_dict({name: torch.tensor(value) for name, value in replica.weights.items()})
     with torch.no_grad():
         expected = fresh(torch.from_numpy(x)).numpy()
-        trained = model.eval()(torch.from_numpy(x)).numpy()
+        trained = trainer.learner.model.eval()(torch.from_numpy(x)).numpy()
     assert np.array_equal(trainer.predict(x), expected)
     assert not np.array_equal(trained, expected)
 
@@ -118,10 +124,7 @@ def test_predictions_come_from_the_deployed_copy(tmp_path: Path) -> None:
 def test_both_copies_are_scored_on_new_examples_before_they_are_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = seeded_model()
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01)
-    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    trainer, publisher = make_publishing(tmp_path, density=0.01)
     told: list[tuple[float, float]] = []
     monkeypatch.setattr(publisher, "score", lambda *losses: told.append(losses))
     for seed in range(4):
@@ -130,7 +133,7 @@ def test_both_copies_are_scored_on_new_examples_before_they_are_learned_from(
         expected = []
         for copy in (publisher.deployed(), publisher.master()):
             with copy, torch.no_grad():
-                expected.append(float(cross_entropy(model.eval()(x), y)))
+                expected.append(float(cross_entropy(trainer.learner.model.eval()(x), y)))
         trainer.learn(new)
         assert told[-1] == pytest.approx(expected)
     assert len(told) == 4
@@ -140,10 +143,7 @@ def test_both_copies_are_scored_on_new_examples_before_they_are_learned_from(
 def test_what_was_predicted_is_not_predicted_again_to_be_scored_but_where_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = seeded_model()
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01)
-    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    trainer, publisher = make_publishing(tmp_path, density=0.01)
     asked: list[int] = []
     plain = trainer.learner.predict
     monkeypatch.setattr(trainer.learner, "predict", lambda x: asked.append(len(x)) or plain(x))
@@ -152,9 +152,11 @@ def test_what_was_predicted_is_not_predicted_again_to_be_scored_but_where_it_has
 
     new = batch(20, seed=0)
     outputs = trainer.predict(new.x)
+    expected = float(trainer.losses_of(outputs[-8:], new.y[-8:]).mean())
+    outputs[:] = 0  # they are the caller's
     trainer.learn(new)
     assert asked == [20, 8]  # the master alone
-    assert told[-1][0] == pytest.approx(float(trainer.losses_of(outputs[-8:], new.y[-8:]).mean()))
+    assert told[-1][0] == pytest.approx(expected)
 
     trainer.learn(new)  # another version is deployed
     assert asked == [20, 8, 8, 8]
@@ -166,13 +168,8 @@ def test_what_was_predicted_is_not_predicted_again_to_be_scored_but_where_it_has
 
 
 def test_statistics_are_taken_at_the_deployed_weights_now_and_then(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    plain = seeded_model()
-    width = plain(torch.from_numpy(batch(2, 0).x)).shape[1]
-    model = torch.nn.Sequential(plain, torch.nn.BatchNorm1d(width))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.01, forward="master")
-    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    trainer, publisher = make_publishing(tmp_path, density=0.01, forward="master")
+    model = trainer.learner.model
     asked: list[tuple[int, bool]] = []
     model[0].register_forward_hook(lambda *_: asked.append((trainer.steps, model[1].training != model.training)))
     for seed in range(18):
@@ -186,10 +183,7 @@ def test_statistics_are_taken_at_the_deployed_weights_now_and_then(tmp_path: Pat
 
 
 def test_an_update_that_was_held_back_goes_out_with_the_next(tmp_path: Path) -> None:
-    model = seeded_model()
-    optimizer = torch.optim.SGD(model.parameters(), 0.5)
-    publisher = Publisher(model, optimizer, f"file:{tmp_path / 'log'}", density=0.05)
-    trainer = make_trainer(tmp_path, model=model, optimizer=optimizer, publisher=publisher)
+    trainer, publisher = make_publishing(tmp_path, density=0.05)
     held = trainer.learn(batch(8, seed=1), publish=False)
     assert held is not None
     assert held.published is None

@@ -159,7 +159,7 @@ class Trainer:
             outputs = self.learner.predict(x)
         if self._publisher is not None and self._publisher.chooses and weights is None:
             newest = slice(-self._scored, None)
-            self._told = _Told(self._publisher.version, np.copy(x[newest]), outputs[newest])
+            self._told = _Told(self._publisher.version, np.copy(x[newest]), np.copy(outputs[newest]))
         return outputs
 
     def losses_of(
