@@ -10,6 +10,7 @@ Kind = Literal[
     "masked", "closed", "open", "auto", "overhead",
 ]  # fmt: skip
 Selection = Literal["top", "random"]
+LOOPS: tuple[Kind, ...] = ("closed", "open", "auto")  # of a `Publisher`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from experiments.cell import LOOPS
 from experiments.prapas2021.protocol import TRIGGERS
 from experiments.prapas2021.summary import Row, Summary
 
 DENSITIES = ("1e-2", "1e-3", "1e-4")
-LOOPS = ("closed", "open", "auto")
 # Points that the deployed model may lie behind dense training: what this library sets itself.
 ALLOWED = {"1e-3": 0.1, "1e-4": 0.5}
 MOST_OVERHEAD = 1.05

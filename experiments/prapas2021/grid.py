@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from experiments.cell import Cell, Kind, Selection
+from experiments.cell import LOOPS, Cell, Kind, Selection
 from experiments.prapas2021.protocol import DENSITIES, TRIGGERS, Protocol
 
 OVERHEAD_STEPS = 1024
-_TOP: dict[Selection, tuple[Kind, ...]] = {"top": ("masked", "closed", "open", "auto")}
+_TOP: dict[Selection, tuple[Kind, ...]] = {"top": ("masked", *LOOPS)}
 _SPARSE: dict[str, dict[Selection, tuple[Kind, ...]]] = {
     "mnist": {**_TOP, "random": ("masked", "closed", "open")},
     "cifar10": _TOP,

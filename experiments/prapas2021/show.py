@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from evergrad.report import Plot, Table, write_report
-from experiments.prapas2021.claims import DENSITIES, LOOPS, Claim, claims
+from experiments.cell import LOOPS
+from experiments.prapas2021.claims import DENSITIES, Claim, claims
 from experiments.prapas2021.summary import Row, Summary
 from experiments.shown import number, print_table, where, write_plots
 

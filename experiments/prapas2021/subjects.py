@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from evergrad.pytorch.strategies import Strategy
 from evergrad.records import Record
-from experiments.cell import Cell
+from experiments.cell import LOOPS, Cell
 from experiments.first import Started
 from experiments.lineup import (
     Lineup,
@@ -34,7 +34,7 @@ _BYTES_OF_A_SELECTED = 8  # a 4-byte index beside each 4-byte value
 def built(cell: Cell, task: Task, folder: Path) -> Iterator[Lineup]:
     """What a cell runs; what it writes goes to `folder`."""
     with contextlib.ExitStack() as stack:
-        if cell.kind in ("closed", "open", "auto"):
+        if cell.kind in LOOPS:
             yield published(cell, task, folder, stack)
         elif cell.kind == "masked":
             yield _masked(cell, task, folder, stack)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.cell import Cell, Kind
+from experiments.cell import LOOPS, Cell
 from experiments.streams.subject import Subject
 
 DENSITIES = (1e-2, 1e-3, 1e-4)
 TRIGGERS = (8, 16, 32, 64)
 ONLINE = 128
-LOOPS: tuple[Kind, ...] = ("closed", "open", "auto")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

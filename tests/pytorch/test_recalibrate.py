@@ -12,7 +12,7 @@ from torch import nn
 
 from evergrad import Replica
 from evergrad.pytorch.publisher import Publisher
-from tests.pytorch.models import assert_equal, batch_norm, batches, linear, loss_of, sgd, train
+from tests.pytorch.models import assert_equal, batch_norm, batches, linear, sgd, train
 
 MEAN, VARIANCE = "1.running_mean", "1.running_var"
 BEHIND, AHEAD = (2.0, 1.0), (1.0, 4.0)
@@ -20,10 +20,7 @@ BEHIND, AHEAD = (2.0, 1.0), (1.0, 4.0)
 
 def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, publisher: Publisher, steps: int, seed: int = 7) -> Any:
     """Takes steps, recalibrates after each, and gives the last batch."""
-    for _, (x, y) in zip(range(steps), batches(seed), strict=False):
-        optimizer.zero_grad()
-        loss_of(model, x, y).backward()
-        optimizer.step()
+    for _, (x, _) in zip(train(model, optimizer, steps, seed), batches(seed), strict=False):
         publisher.recalibrate(lambda x=x: model(x))
         publisher.publish()
     return x
@@ -60,12 +57,9 @@ def test_training_goes_on_as_if_nothing_had_been(url: str) -> None:
         model[0][1].momentum = 0.2
         optimizer = sgd(model)
         with Publisher(model, optimizer, f"{url}-{recalibrates}", density=0.02, forward="master") as publisher:
-            for x, y in (next(batches(seed)) for seed in range(4)):
-                optimizer.zero_grad()
-                loss_of(model, x, y).backward()
-                optimizer.step()
-                if recalibrates:
-                    publisher.recalibrate(lambda model=model, x=x: model(x))
+            if recalibrates:
+                stepped(model, optimizer, publisher, 4)
+            for _ in train(model, optimizer, 0 if recalibrates else 4):
                 publisher.publish()
             assert all(module.training for module in model.modules())
             assert model[0][1].momentum == 0.2
@@ -148,25 +142,25 @@ def test_a_checkpoint_holds_them(scores: tuple[float, float] | None, url: str) -
     stepped(model, optimizer, publisher, 3)
     if scores is not None:
         publisher.score(*scores)
-    state = copy.deepcopy((publisher.state_dict(), model.state_dict(), dict(model.named_buffers())))
+    state, live = copy.deepcopy((publisher.state_dict(), dict(model.named_buffers())))
 
-    def rest(publisher: Publisher, model: nn.Module) -> tuple[int, dict[str, torch.Tensor]]:
-        stepped(model, optimizers[publisher], publisher, 3, seed=9)
+    def rest(
+        publisher: Publisher, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[int, dict[str, torch.Tensor]]:
+        stepped(model, optimizer, publisher, 3, seed=9)
         for _ in range(100):
             publisher.score(*AHEAD)
-        stepped(model, optimizers[publisher], publisher, 2, seed=10)
+        stepped(model, optimizer, publisher, 2, seed=10)
         publisher.detach()
         return publisher.digest, copy.deepcopy(dict(model.named_buffers()))
 
-    optimizers = {publisher: optimizer}
-    expected, buffers = rest(publisher, model)
+    expected, buffers = rest(publisher, model, optimizer)
     again = batch_norm()
     for name, buffer in again.named_buffers():
-        buffer.copy_(state[2][name])
+        buffer.copy_(live[name])
     optimizer = sgd(again, lr=0.5)
-    second = Publisher(again, optimizer, f"{url}-2", density=0.02, resume=state[0], clock=lambda: 1e9)
-    optimizers[second] = optimizer
-    found, own = rest(second, again)
+    second = Publisher(again, optimizer, f"{url}-2", density=0.02, resume=state, clock=lambda: 1e9)
+    found, own = rest(second, again, optimizer)
     assert found == expected
     assert all(torch.equal(own[name], buffers[name]) for name in buffers)
 

@@ -113,9 +113,9 @@ class Buffers:
         """The statistics of the deployed weights, by name; see `Stateful`."""
         return dict(self._own)
 
-    def go_on(self, own: Mapping[str, torch.Tensor], *, closed_loop: bool) -> None:
-        """From what `state_dict` gave; live storage stays as it is."""
-        self._own, self._closed_loop = {name: tensor.clone() for name, tensor in own.items()}, closed_loop
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """See `Stateful`; live storage stays as it is."""
+        self._own = {name: tensor.clone() for name, tensor in state.items()}
 
     def stale(self, tolerance: float, step: int) -> list[Section]:
         """What brings the deployed elements that are off by more than `tolerance` of their yardstick to within it.

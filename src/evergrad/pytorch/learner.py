@@ -140,8 +140,8 @@ class Learner:
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.inference_mode(), self._casting(self.device):
-                outputs = self.model(tensor_over(x).to(self.device))
+            with torch.inference_mode():
+                outputs = self.forward(tensor_over(x))
                 found: npt.NDArray[Any] = outputs.float().cpu().numpy() if self._autocast else outputs.cpu().numpy()
                 return found
         finally:

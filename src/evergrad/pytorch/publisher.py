@@ -453,7 +453,7 @@ class Publisher:
         return self._example is not None and record(self._log, self._model, self._example, self._cast)
 
     def flush(self) -> None:
-        """Publishes, and returns when all is in the log. Raises as `publish`."""
+        """Publishes, and returns when all is in the log. Raises as `publish`, also with `background`."""
         self.publish()
         self._writer.flush()
 

@@ -86,19 +86,21 @@ class Weights:
             self.show_own()
 
     def go_on(self, statistics: Mapping[str, torch.Tensor], *, closed_loop: bool) -> None:
-        """As `turn`, from what `buffers.state_dict` gave."""
+        """As `turn`, from what `buffers.state_dict` gave; the live buffers stay as they are."""
         self.check_untouched()
-        self._closed_loop = closed_loop
-        self.buffers.go_on(statistics, closed_loop=closed_loop)
-        self.show_own()
+        self.buffers.load_state_dict({})
+        self.turn(closed_loop=closed_loop)
+        self.buffers.load_state_dict(statistics)
 
     def recalibrate(self, forward: Callable[[], object]) -> None:
         """BatchNorm's statistics of the deployed weights take in those of a forward pass; see `Publisher`."""
+        if self._closed_loop:
+            return
         modules = list(self._model.modules())
         norms = [each for each in modules if isinstance(each, _BatchNorm) and each.training]
         kept = {id(tensor) for norm in norms for tensor in (norm.running_mean, norm.running_var)}
         statistics = [found for found in self.buffers.live() if id(found.tensor) in kept]
-        if self._closed_loop or not statistics:
+        if not statistics:
             return
         before = [(each, each.training) for each in modules], [(norm, norm.momentum) for norm in norms]
         with torch.no_grad(), self.showing_deployed():
