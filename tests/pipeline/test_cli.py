@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,13 +49,25 @@ kind = "uniform"
 """
 
 
+KEPT = """
+history = "history"
+checkpoints = {path = "checkpoints", every = 5}
+publishing = {snapshot_every = 7}
+training = {clip_norm = 10.0}
+"""
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
+    return prepare(tmp_path)
+
+
+def prepare(folder: Path, config: str = CONFIG) -> Path:
     x, y = make_examples(160)
-    np.savez(tmp_path / "stream.npz", x=x, y=y)
-    (tmp_path / "mine.py").write_text(MODEL)
-    (tmp_path / "config.toml").write_text(CONFIG)
-    return tmp_path
+    np.savez(folder / "stream.npz", x=x, y=y)
+    (folder / "mine.py").write_text(MODEL)
+    (folder / "config.toml").write_text(config)
+    return folder
 
 
 def evergrad_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -62,8 +75,37 @@ def evergrad_command(folder: Path, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_run_then_show_agree_on_version_and_digest(place: Path) -> None:
-    done = evergrad_command(place, "run", "config.toml")
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder where `run config.toml` has ended, and what it said."""
+    folder = prepare(tmp_path_factory.mktemp("run"))
+    return folder, evergrad_command(folder, "run", "config.toml")
+
+
+@pytest.fixture
+def after_run(first_run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> Path:
+    """A copy of that folder, to go on in."""
+    assert first_run[1].returncode == 0, first_run[1].stderr
+    return shutil.copytree(first_run[0], tmp_path / "place")
+
+
+@pytest.fixture(scope="module")
+def first_kept_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = prepare(tmp_path_factory.mktemp("kept"), KEPT + CONFIG)
+    assert evergrad_command(folder, "run", "config.toml").returncode == 0
+    return folder
+
+
+@pytest.fixture
+def after_kept_run(first_kept_run: Path, tmp_path: Path) -> Path:
+    """A copy of a folder where a run with checkpoints and history has ended."""
+    return shutil.copytree(first_kept_run, tmp_path / "place")
+
+
+def test_run_then_show_agree_on_version_and_digest(
+    first_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    place, done = first_run
     assert done.returncode == 0, done.stderr
     replica = evergrad.Replica(f"file:{place / 'updates'}")
     replica.sync()
@@ -76,17 +118,8 @@ def test_run_then_show_agree_on_version_and_digest(place: Path) -> None:
     assert [line.split()[0] for line in shown.stdout.splitlines()[-3:]] == ["18", "19", "20"]
 
 
-KEPT = """
-history = "history"
-checkpoints = {path = "checkpoints", every = 5}
-publishing = {snapshot_every = 7}
-training = {clip_norm = 10.0}
-"""
-
-
-def test_a_run_with_checkpoints_goes_on_where_the_stream_was(place: Path) -> None:
-    (place / "config.toml").write_text(KEPT + CONFIG)
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_a_run_with_checkpoints_goes_on_where_the_stream_was(after_kept_run: Path) -> None:
+    place = after_kept_run
     x, y = make_examples(240)
     np.savez(place / "stream.npz", x=x, y=y)
     done = evergrad_command(place, "run", "config.toml")
@@ -98,9 +131,8 @@ def test_a_run_with_checkpoints_goes_on_where_the_stream_was(place: Path) -> Non
     assert len((place / "records.jsonl").read_text().splitlines()) == 30
 
 
-def test_after_a_rollback_a_run_goes_on_from_there_and_not_from_its_checkpoint(place: Path) -> None:
-    (place / "config.toml").write_text(KEPT + CONFIG)
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_after_a_rollback_a_run_goes_on_from_there_and_not_from_its_checkpoint(after_kept_run: Path) -> None:
+    place = after_kept_run
     assert evergrad_command(place, "log", "rollback", "updates", "--to", "9", "--yes").returncode == 0
     replica = evergrad.Replica(f"file:{place / 'updates'}")
     replica.sync()
@@ -111,9 +143,8 @@ def test_after_a_rollback_a_run_goes_on_from_there_and_not_from_its_checkpoint(p
     assert (replica.sync(), replica.digest) == (21, digest)
 
 
-def test_retrain_without_examples_is_one_version_and_the_run_goes_on_from_it(place: Path) -> None:
-    (place / "config.toml").write_text(KEPT + CONFIG)
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_retrain_without_examples_is_one_version_and_the_run_goes_on_from_it(after_kept_run: Path) -> None:
+    place = after_kept_run
     done = evergrad_command(place, "retrain", "config.toml", "--from", "5", "--without", "64:80", "--without", "96:104")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("version 21: trained again from version 5, ")
@@ -132,8 +163,8 @@ def test_a_range_that_is_none_is_refused(wrong: str, place: Path) -> None:
     assert "must be first:last" in found.output
 
 
-def test_a_run_that_is_started_again_continues_from_the_logs_weights(place: Path) -> None:
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_a_run_that_is_started_again_continues_from_the_logs_weights(after_run: Path) -> None:
+    place = after_run
     replica = evergrad.Replica(f"file:{place / 'updates'}")
     before = replica.sync(), replica.digest
     (place / "config.toml").write_text(CONFIG.replace("lr = 0.01", "lr = 0.0"))
@@ -160,14 +191,25 @@ def test_a_run_that_is_started_again_continues_from_the_logs_weights(place: Path
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_touches_nothing(
-    place: Path, change: tuple[str, str], words: list[str]
+    place: Path, change: tuple[str, str], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "config.toml").write_text(CONFIG.replace(*change, 1))
-    done = evergrad_command(place, "run", "config.toml")
-    assert done.returncode == 1
-    assert all(word in done.stderr for word in words), done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = CliRunner().invoke(app, ["run", "config.toml"])
+    sys.modules.pop("mine", None)  # it is this folder's
+    assert found.exit_code == 1
+    assert all(word in found.output for word in words), found.output
+    assert len(found.output.splitlines()) == 1
     assert not (place / "updates").exists()
+
+
+def test_a_process_with_a_wrong_configuration_ends_with_one_line(place: Path) -> None:
+    (place / "config.toml").write_text(CONFIG.replace("n = 8", "m = 8"))
+    done = evergrad_command(place, "run", "config.toml")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("evergrad: ConfigError: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_show_of_a_missing_log_says_so(tmp_path: Path) -> None:
@@ -187,8 +229,8 @@ def truncate_the_last_update(log: Path) -> None:
     (log / "latest.json").write_text(json.dumps({**latest, "snapshot": 0}))
 
 
-def test_show_of_a_truncated_log_names_the_record_and_keeps_the_rest(place: Path) -> None:
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_show_of_a_truncated_log_names_the_record_and_keeps_the_rest(after_run: Path) -> None:
+    place = after_run
     truncate_the_last_update(place / "updates")
     done = evergrad_command(place, "log", "show", "updates")
     assert done.returncode == 1
@@ -201,10 +243,10 @@ def test_show_of_a_truncated_log_names_the_record_and_keeps_the_rest(place: Path
 
 
 def test_serve_starts_with_the_last_good_version_of_a_truncated_log_and_heals(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    after_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    place = after_run
     monkeypatch.chdir(place)
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
     truncate_the_last_update(place / "updates")
     with ServerProcess("file:updates") as server:
         x, _ = make_examples(4)
@@ -220,12 +262,13 @@ def test_serve_starts_with_the_last_good_version_of_a_truncated_log_and_heals(
 
 
 @pytest.mark.parametrize(("package", "command"), [("torch", "serve"), ("torch", "run"), ("kserve", "serve")])
-def test_a_missing_package_is_named_with_what_installs_it(place: Path, package: str, command: str) -> None:
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_a_missing_package_is_named_with_what_installs_it(
+    first_run: tuple[Path, subprocess.CompletedProcess[str]], package: str, command: str
+) -> None:
     blocked = f"import sys; sys.modules[{package!r}] = None; from evergrad.__main__ import main; main()"
     target = "updates" if command == "serve" else "config.toml"
     done = subprocess.run(
-        [sys.executable, "-c", blocked, command, target], cwd=place, capture_output=True, text=True, check=False
+        [sys.executable, "-c", blocked, command, target], cwd=first_run[0], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert f"MissingDependency: this needs the package '{package}'" in done.stderr
@@ -252,8 +295,8 @@ def test_serve_of_a_log_that_does_not_say_its_model_asks_for_it(tmp_path: Path) 
     assert "ModuleUnknown: the log at updates does not say how to build its module; name it" in done.stderr
 
 
-def test_serve_of_another_model_names_the_tensor(place: Path) -> None:
-    assert evergrad_command(place, "run", "config.toml").returncode == 0
+def test_serve_of_another_model_names_the_tensor(after_run: Path) -> None:
+    place = after_run
     (place / "other.py").write_text("from torch import nn\n\ndef make():\n    return nn.Linear(8, 5)\n")
     done = evergrad_command(place, "serve", "updates", "--model", "other:make")
     assert done.returncode == 1
