@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import evergrad
 from evergrad.cli import app
 from evergrad.demo.server import ServerProcess
+from tests.pipeline.commands import evergrad_command
 from tests.pipeline.tasks import make_examples
 
 MODEL = """
@@ -70,16 +71,12 @@ def prepare(folder: Path, config: str = CONFIG) -> Path:
     return folder
 
 
-def evergrad_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "evergrad", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A folder where `run config.toml` has ended, and what it said."""
+    """A folder where `run config.toml` has ended, and what it said; started as a shell would."""
     folder = prepare(tmp_path_factory.mktemp("run"))
-    return folder, evergrad_command(folder, "run", "config.toml")
+    command = [sys.executable, "-m", "evergrad", "run", "config.toml"]
+    return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import evergrad
+from evergrad.cli import app
 from tests.pipeline.tasks import make_examples, pairs, seeded_model
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +86,4 @@ def test_the_example_configuration_runs(tmp_path: Path) -> None:
 def test_every_command_that_the_readme_names_exists() -> None:
     text = (ROOT / "README.md").read_text()
     for command in re.findall(r"`evergrad ([a-z]+(?: show)?)[ `]", text):
-        done = subprocess.run(
-            [sys.executable, "-m", "evergrad", *command.split(), "--help"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, command
+        assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0, command
