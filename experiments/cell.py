@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal[
-    "first", "never-updated", "online", "retrained", "proactive", "recent",
+    "first", "never-updated", "online", "retrained", "proactive", "recent", "prioritised",
     "masked", "closed", "open", "auto", "overhead",
 ]  # fmt: skip
 Selection = Literal["top", "random"]
+_WITH_TRIGGER: tuple[Kind, ...] = ("proactive", "recent", "prioritised")
 LOOPS: tuple[Kind, ...] = ("closed", "open", "auto")  # of a `Publisher`
 
 
@@ -20,7 +21,8 @@ class Cell:
     Attributes:
         kind: first (the initial training), masked (the authors' sparse training), closed, open and auto (ours;
             see the `forward` of a `Publisher`), overhead (dense, the authors' and ours side by side), recent
-            (proactive, newer examples more often; with a density: ours, auto), and the baselines.
+            and prioritised (proactive, newer examples more often, or those of a high loss; with a density: ours,
+            auto), and the baselines.
         trigger: new examples a step. density, selection: of sparse training.
     """
 
@@ -34,6 +36,6 @@ class Cell:
     def name(self) -> str:
         """Without the seed."""
         if self.density is None:
-            return f"{self.kind}-{self.trigger}" if self.kind in ("proactive", "recent") else self.kind
+            return f"{self.kind}-{self.trigger}" if self.kind in _WITH_TRIGGER else self.kind
         exponent = f"{self.density:.0e}".replace("e-0", "e-")
         return f"overhead-{exponent}" if self.kind == "overhead" else f"{self.kind}-{self.selection}-{exponent}"

@@ -19,7 +19,7 @@ from evergrad import Batch
 from evergrad.metrics import Running, accuracy
 from evergrad.pytorch.strategies import Standing, Strategy, compare
 from evergrad.records import Record
-from experiments.cell import LOOPS, Cell
+from experiments.cell import Cell
 from experiments.data import Images, normalising
 from experiments.first import First, Started
 from experiments.lineup import Changes, Lineup, Task, compile_publisher
@@ -71,7 +71,7 @@ class Setup:
 
 def run_cell(setup: Setup, cell: Cell, trained_steps: Callable[[int], None]) -> Record:
     """All that is to be known of one cell; see README.md for the fields."""
-    if cell.kind in (*LOOPS, "overhead"):
+    if cell.density is not None:
         compile_publisher()
     torch.manual_seed(cell.seed)
     begin = {"cell": cell.name, "seed": cell.seed}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from experiments.cell import LOOPS
-from experiments.prapas2021.protocol import TRIGGERS
+from experiments.prapas2021.protocol import PRIORITISED, TRIGGERS
 from experiments.prapas2021.summary import Row, Summary
 
 DENSITIES = ("1e-2", "1e-3", "1e-4")
@@ -38,23 +38,51 @@ def _proactive(found: Summary) -> Iterator[Claim]:
     rows = {trigger: row for trigger in TRIGGERS if (row := found.row(f"proactive-{trigger}"))}
     if retrained is None or not rows:
         return
-    as_good = [trigger for trigger, row in rows.items() if row.accuracy.mean >= retrained.accuracy.mean]
     yield Claim(
         "Proactive training is as good as full retraining, or better",
         "comparable or better",
-        f"prequential accuracy {_each(rows, lambda row: row.accuracy.points())}; full retraining "
-        f"{retrained.accuracy.points()}. After the stream {_each(rows, lambda row: row.test.points())}; "
-        f"{retrained.test.points()}",
-        bool(as_good),
+        _held_against(rows, retrained),
+        bool(_as_good(rows, retrained)),
     )
-    cheap = [trigger for trigger in as_good if rows[trigger].learn_s * 10 <= retrained.learn_s]
     yield Claim(
         "at a fraction of its training time",
         "a fraction (Derakhshan et al. 2019: down to a 15th); our aim: a tenth",
+        _time_against(rows, retrained),
+        bool(_cheap(rows, retrained)),
+    )
+    harder = {trigger: row for trigger in PRIORITISED if (row := found.row(f"prioritised-{trigger}"))}
+    if harder:
+        yield Claim(
+            "Beyond the paper: old examples drawn by their loss (`LossPrioritised`)",
+            "not tried; our aim: as good as full retraining at a tenth of its time",
+            f"{_held_against(harder, retrained)}. {_time_against(harder, retrained)}",
+            bool(_cheap(harder, retrained)),
+        )
+
+
+def _as_good(rows: dict[int, Row], retrained: Row) -> list[int]:
+    return [trigger for trigger, row in rows.items() if row.accuracy.mean >= retrained.accuracy.mean]
+
+
+def _cheap(rows: dict[int, Row], retrained: Row) -> list[int]:
+    """The trigger sizes that are as good at a tenth of the time."""
+    return [trigger for trigger in _as_good(rows, retrained) if rows[trigger].learn_s * 10 <= retrained.learn_s]
+
+
+def _held_against(rows: dict[int, Row], retrained: Row) -> str:
+    return (
+        f"prequential accuracy {_each(rows, lambda row: row.accuracy.points())}; full retraining "
+        f"{retrained.accuracy.points()}. After the stream {_each(rows, lambda row: row.test.points())}; "
+        f"{retrained.test.points()}"
+    )
+
+
+def _time_against(rows: dict[int, Row], retrained: Row) -> str:
+    cheap = _cheap(rows, retrained)
+    return (
         f"{_each(rows, lambda row: _times(retrained.learn_s / row.learn_s))} less than the "
         f"{retrained.learn_s:,.0f} s of {retrained.updates} retrainings; "
-        + (f"as good at a tenth: trigger {_listed(cheap)}" if cheap else "none is as good at a tenth"),
-        bool(cheap),
+        + (f"as good at a tenth: trigger {_listed(cheap)}" if cheap else "none is as good at a tenth")
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.cell import LOOPS, Cell, Kind, Selection
-from experiments.prapas2021.protocol import DENSITIES, TRIGGERS, Protocol
+from experiments.prapas2021.protocol import DENSITIES, PRIORITISED, TRIGGERS, Protocol
 
 OVERHEAD_STEPS = 1024
 _TOP: dict[Selection, tuple[Kind, ...]] = {"top": ("masked", *LOOPS)}
@@ -24,12 +24,14 @@ def _of_seed(protocol: Protocol, seed: int) -> list[Cell]:
         Cell(kind="never-updated", seed=seed),
         Cell(kind="online", seed=seed, trigger=protocol.online),
         *(Cell(kind="proactive", seed=seed, trigger=trigger) for trigger in TRIGGERS),
+        *(Cell(kind="prioritised", seed=seed, trigger=trigger) for trigger in PRIORITISED),
         *(
             Cell(kind=kind, seed=seed, trigger=protocol.sparse_trigger, density=density, selection=selection)
             for selection, kinds in _SPARSE[protocol.data].items()
             for density in DENSITIES
             for kind in kinds
         ),
+        Cell(kind="prioritised", seed=seed, trigger=protocol.sparse_trigger, density=1e-3),
         *(Cell(kind="overhead", seed=seed, trigger=protocol.sparse_trigger, density=density) for density in DENSITIES),
         Cell(kind="retrained", seed=seed),
     ]

@@ -12,6 +12,7 @@ from experiments.data import Images, load_cifar10, load_mnist
 LOADERS: dict[str, Callable[[Path], Images]] = {"mnist": load_mnist, "cifar10": load_cifar10}
 DENSITIES = (1e-2, 1e-3, 1e-4)
 TRIGGERS = (8, 16, 32, 64)
+PRIORITISED = (32, 40, 64)  # about a ninth, an eleventh and an eighteenth of full retraining's time, on MNIST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

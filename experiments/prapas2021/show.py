@@ -13,6 +13,7 @@ from rich.table import Table as TerminalTable
 from evergrad.report import Plot, Table, write_report
 from experiments.cell import LOOPS
 from experiments.prapas2021.claims import DENSITIES, Claim, claims
+from experiments.prapas2021.protocol import PRIORITISED
 from experiments.prapas2021.summary import Row, Summary
 from experiments.shown import number, print_table, where, write_plots
 
@@ -88,6 +89,7 @@ def plots_of(found: Summary) -> dict[str, Plot]:
     """By file name; only what the records can tell."""
     curves = {row.name: row for row in found.rows}
     dense = ["never-updated", "online", "retrained", *(name for name in curves if name.startswith("proactive"))]
+    dense += [f"prioritised-{trigger}" for trigger in PRIORITISED]
     sparse = ["never-updated", *([found.dense.name] if found.dense else [])]
     sparse += [f"masked-top-1e-3, {scored}" for scored in ("trained", "replica", "replica with statistics")]
     sparse += [f"{loop}-top-1e-3" for loop in LOOPS]

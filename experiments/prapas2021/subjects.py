@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from evergrad import LossPrioritised
 from evergrad.pytorch.strategies import Strategy
 from evergrad.records import Record
 from experiments.cell import LOOPS, Cell
@@ -36,6 +37,9 @@ def built(cell: Cell, task: Task, folder: Path) -> Iterator[Lineup]:
     with contextlib.ExitStack() as stack:
         if cell.kind in LOOPS:
             yield published(cell, task, folder, stack)
+        elif cell.kind == "prioritised":
+            run = published if cell.density else dense
+            yield run(cell, task, folder, stack, sampler=LossPrioritised(seed=cell.seed))
         elif cell.kind == "masked":
             yield _masked(cell, task, folder, stack)
         elif cell.kind == "overhead":

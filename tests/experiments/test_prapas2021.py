@@ -93,10 +93,10 @@ def test_report_summary_and_plots_are_written(quick_mnist: tuple[Path, str]) -> 
     out, told = quick_mnist
     summary = json.loads((out / "summary.json").read_text())
     assert summary["seeds"] == 1
-    assert summary["replicas"] == [15, 0]
+    assert summary["replicas"] == [16, 0]
     assert {row["cell"] for row in summary["rows"]} | {"first"} >= {"retrained", "proactive-64", "masked-random-1e-4"}
     claims = [claim["claim"] for claim in summary["claims"]]
-    assert len(claims) == len(set(claims)) == 16
+    assert len(claims) == len(set(claims)) == 17
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "Paper says, we measured" in page
@@ -160,9 +160,10 @@ def test_the_protocol_is_the_papers() -> None:
 
 def test_the_grid_holds_every_experiment_for_each_seed() -> None:
     cells = grid(PROTOCOLS["mnist"], 3)
-    assert len(cells) == len(set(cells)) == 3 * 32
+    assert len(cells) == len(set(cells)) == 3 * 36
     names = {cell.name for cell in cells}
     assert {"never-updated", "online", "retrained", *(f"proactive-{n}" for n in (8, 16, 32, 64))} <= names
+    assert {"prioritised-32", "prioritised-40", "prioritised-64", "prioritised-top-1e-3"} <= names
     for density in ("1e-2", "1e-3", "1e-4"):
         assert {
             f"{kind}-{how}-{density}" for kind in ("masked", "closed", "open") for how in ("top", "random")
@@ -174,7 +175,7 @@ def test_the_grid_holds_every_experiment_for_each_seed() -> None:
 def test_sparse_training_can_have_another_trigger_size() -> None:
     cells = grid(dataclasses.replace(PROTOCOLS["cifar10"], sparse_trigger=64), 1)
     sparse = [cell for cell in cells if cell.density is not None]
-    assert len(sparse) == 5 * 3
+    assert len(sparse) == 5 * 3 + 1
     assert {cell.trigger for cell in sparse} == {64}
     assert steps_of(sparse[0], PROTOCOLS["cifar10"]) == 625
 
