@@ -39,13 +39,17 @@ types: setup
 azurite:
 	@scripts/azurite.sh
 
-# Two processes, for most tests use one core; what the first one says is shown when the other has ended.
+# Three processes, for most tests use one core, and those of servers wait most of the time; what two of them say is shown
+# when all have ended.
 TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo tests/pipeline/test_killed.py tests/pipeline/test_gate.py
+SERVER_TESTS := tests/serve tests/examples tests/pipeline tests/adapters tests/clients tests/faults
 unit: setup azurite
 	@mkdir -p build
-	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & first=$$!; \
-	$(BIN)/python -m pytest $(TORCH_TESTS:%=--ignore=%); rest=$$?; \
-	wait $$first; torch=$$?; cat build/torch-tests.log; exit $$((rest || torch))
+	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & torch=$$!; \
+	$(BIN)/python -m pytest $(SERVER_TESTS) $(TORCH_TESTS:%=--ignore=%) > build/server-tests.log 2>&1 & servers=$$!; \
+	$(BIN)/python -m pytest $(TORCH_TESTS:%=--ignore=%) $(SERVER_TESTS:%=--ignore=%); rest=$$?; \
+	wait $$servers; rest=$$((rest || $$?)); wait $$torch; rest=$$((rest || $$?)); \
+	cat build/server-tests.log build/torch-tests.log; exit $$rest
 
 # The long form of a test that 'make test' runs for 300 updates: 8 clients hammer a server during 10,000.
 torn-reads: setup
