@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from evergrad.pytorch.choice import Choice as Online
 from evergrad.pytorch.select import GlobalTopK, Indices, Pair
@@ -88,20 +87,6 @@ class Paced:
 
     def select(self, pairs: Sequence[Pair], k: int) -> Indices:
         return self._top.select(pairs, max(1, round(k * self._factor())))
-
-
-class Moment:
-    """The global top-k of distances weighed by the square root of Adam's second moment.
-
-    Args:
-        optimizer: of the master; the module that is followed has its parameters.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._top = GlobalTopK(second_moment=optimizer)
-
-    def select(self, pairs: Sequence[Pair], k: int) -> Indices:
-        return self._top.select(pairs, k)
 
 
 class Unmasked:

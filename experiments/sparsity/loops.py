@@ -24,9 +24,9 @@ from torch import nn
 from evergrad import Publisher, Replica
 from evergrad.errors import NonFiniteWeights
 from evergrad.pytorch.learner import Loss
-from evergrad.pytorch.select import LayerTopK, RandomK, Selector
+from evergrad.pytorch.select import LayerTopK, RandomK, Saliency, Selector
 from experiments.prapas2021.masking import GradientMemory
-from experiments.sparsity.choice import Always, ByLag, ByScore, Choice, EitherAtRandom, Moment, Pace, Paced, Unmasked
+from experiments.sparsity.choice import Always, ByLag, ByScore, Choice, EitherAtRandom, Pace, Paced, Unmasked
 from experiments.sparsity.lag import Lag
 from experiments.sparsity.methods import Method
 
@@ -84,7 +84,7 @@ class Loop:
             return Unmasked()
         if method.pace != "fixed":
             return Paced(getattr(self._pace, method.pace))
-        return {"top": None, "random": RandomK(seed), "layer": LayerTopK(), "moment": Moment(self._optimizer)}[
+        return {"top": None, "random": RandomK(seed), "layer": LayerTopK(), "saliency": Saliency(self._optimizer)}[
             method.select
         ]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 Deploy = Literal["dense", "sparse", "masked"]
 Forward = Literal["master", "deployed", "random", "between", "by-score", "by-lag"]
-Select = Literal["top", "random", "layer", "moment"]
+Select = Literal["top", "random", "layer", "saliency"]
 Pace = Literal["fixed", "cold", "drift", "memory"]
 
 
@@ -21,8 +21,8 @@ class Method:
         forward: the copy that gradients are taken at: one of both, either with the same chance, the point in the
             middle, or the one that `choice.ByScore` or `choice.ByLag` names.
         average: decay of an average of the master (EMA); it is deployed instead of the master. None: there is none.
-        select: the largest distances of all, any, the largest of each tensor, or those that Adam's second moment
-            weighs most. values: see `Publisher`.
+        select: the largest distances of all, any, the largest of each tensor, or those that are worth most to the
+            loss (`Saliency`). values: see `Publisher`.
         margin: by-score takes the deployed copy where its loss is above the master's by more than this fraction.
         let_go: of the memory, times the fraction that the master's loss is above the deployed copy's by: what is
             dropped at a step, for there the master has lost its way.
@@ -84,8 +84,14 @@ METHODS: dict[str, Method] = {
     "closed-memory": Method(pace="memory"),
     "closed-exact": Method(values="exact"),
     "open-exact": Method(forward="master", values="exact"),
-    "closed-moment": Method(select="moment"),
-    "open-moment": Method(forward="master", select="moment"),
+    "closed-saliency": Method(select="saliency"),
+    "open-saliency": Method(forward="master", select="saliency"),
+    "by-score-let-go-saliency": Method(forward="by-score", margin=0.05, let_go=0.1, select="saliency"),
+    "closed-saliency-exact": Method(select="saliency", values="exact"),
+    "open-saliency-exact": Method(forward="master", select="saliency", values="exact"),
+    "by-score-let-go-saliency-exact": Method(
+        forward="by-score", margin=0.05, let_go=0.1, select="saliency", values="exact"
+    ),
     "closed-random-k": Method(select="random"),
     "open-random-k": Method(forward="master", select="random"),
     "closed-layer": Method(select="layer"),

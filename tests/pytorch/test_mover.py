@@ -20,7 +20,7 @@ from evergrad.pytorch import mover
 from evergrad.pytorch.bridge import schema_of, state_views
 from evergrad.pytorch.coding import write_rice
 from evergrad.pytorch.mover import CompiledMover, ReferenceMover, make_mover, transposed_shape
-from evergrad.pytorch.select import GlobalTopK, LayerTopK, Pair, RandomK, Threshold, moves_of
+from evergrad.pytorch.select import GlobalTopK, LayerTopK, Pair, RandomK, Threshold
 from evergrad.update import State, digest
 from tests.pytorch.copies import (
     LAYOUTS,
@@ -178,16 +178,6 @@ def test_a_fixed_threshold_sends_all_above_it() -> None:
     assert indices_of(copies, 1).tolist() == [1, 2, 5]
     with pytest.raises(ConfigError, match="positive"):
         Threshold(0.0)
-
-
-def test_the_second_moment_weighs_distances() -> None:
-    model = at_zero([(3,)])
-    optimizer = torch.optim.Adam(model.parameters())
-    optimizer.state[model.w0]["exp_avg_sq"] = torch.tensor([1.0, 100.0, 1.0])
-    copies = Copies(model, selector=GlobalTopK(second_moment=optimizer), values="exact")
-    copies.pairs[0].master.add_(torch.tensor([0.5, 0.1, 0.2]))
-    assert indices_of(copies, 1).tolist() == [1]
-    assert moves_of(copies.pairs, np.array([0, 2])).tolist() == pytest.approx([0.5, 0.2])
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

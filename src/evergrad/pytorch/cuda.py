@@ -168,7 +168,7 @@ class DeviceMover:
         if self._values == "exact":
             moved, least = self._set_best(positions, masters, moves, k)
         else:
-            moved, least = move_best(self._state, self._group, positions, moves, olds, count, k)
+            moved, least = move_best(self._state, self._group, positions, moves, olds, np.abs(moves), count, k)
         self._aim.reach(least)
         return moved
 
@@ -188,7 +188,7 @@ class DeviceMover:
     ) -> tuple[Moved | None, float]:
         from evergrad.pytorch import kernels
 
-        best, _, _, least = kernels.best(positions, moves, moves, len(positions), k)
+        best, _, _, least = kernels.best(positions, moves, moves, np.abs(moves), len(positions), k)
         if not len(best):
             return None, 0.0
         values = masters[np.searchsorted(positions, best)]
@@ -210,8 +210,7 @@ def make_device_mover(
     """
     reference = ReferenceMover(pairs, state, check_finite, selector, values)
     found = pairs()
-    plain = type(selector) is GlobalTopK and selector.second_moment is None
-    if not plain or flat is None or any(pair.master.dtype != torch.float32 for pair in found):
+    if type(selector) is not GlobalTopK or flat is None or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not any(pair.master.numel() for pair in found):
         return reference

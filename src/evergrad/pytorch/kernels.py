@@ -5,9 +5,10 @@
     best        the best k of the buffer, in index order
     move        their common scale, the move of the deployed weights, and what that does to the digest
 
-What is scanned is a table of units, runs of at most `UNIT` elements that are consecutive in the deployed copy; the
-master's may lie transposed (channels_last), and are then laid straight in a scratch of that size. Results are those of
-the reference (`select.top_k`, `select.even_step`), bit for bit. No function here holds the interpreter's lock.
+An element's score is its distance |master - deployed|, or that times a weight of its own (`select.Saliency`). What is
+scanned is a table of units, runs of at most `UNIT` elements that are consecutive in the deployed copy; the master's may
+lie transposed (channels_last), and are then laid straight in a scratch of that size. Results are those of the reference
+(`select.top_k`, `select.even_step`), bit for bit. No function here holds the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 UNIT = 8192
+COLUMNS = 7  # of a table of units
+SALIENCY_EPS = 1e-8  # beside the square root of a second moment, as in Adam's step
 _BLOCK = 64
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -83,23 +86,23 @@ def _kth_largest(keys: Any, k: int) -> Any:
 
 
 @compiled
-def _keep_best(positions: Any, moves: Any, olds: Any, count: int, k: int, keys: Any) -> Any:
-    """Moves the k largest |moves| to the front, in order, of equal ones the first; gives the smallest of them."""
+def _keep_best(positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int, keys: Any) -> Any:
+    """Brings the k largest scores to the front, in order, of equal ones the first; gives the smallest of them."""
     for j in range(count):
-        keys[j] = _order(moves[j]) << 32 | (0xFFFFFFFF - j)
+        keys[j] = _order(scores[j]) << 32 | (0xFFFFFFFF - j)
     least = _kth_largest(keys[:count].copy(), k)
     kept = 0
     for j in range(count):
         if keys[j] >= least:
-            positions[kept], moves[kept], olds[kept] = positions[j], moves[j], olds[j]
+            positions[kept], moves[kept], olds[kept], scores[kept] = positions[j], moves[j], olds[j], scores[j]
             kept += 1
     return np.uint32(least >> 32).view(np.float32)
 
 
 @compiled
-def _lay_straight(unit: Any, scratch: Any) -> None:
+def _lay_straight(address: Any, unit: Any, scratch: Any) -> None:
     """Copies a transposed unit, rows of `inner` channels, into `scratch` as the deployed copy has it."""
-    address, length, channels, inner, first = unit[0], unit[2], unit[3], unit[4], unit[5]
+    length, channels, inner, first = unit[2], unit[3], unit[4], unit[5]
     rows = length // inner
     for s in range(inner):
         source = carray(_pointer(address + 4 * (s * channels + first)), rows)
@@ -117,11 +120,11 @@ def _longest_transposed(units: Any) -> Any:
 
 
 @compiled
-def _master(unit: Any, scratch: Any) -> Any:
+def _elements(address: Any, unit: Any, scratch: Any) -> Any:
     if unit[4]:
-        _lay_straight(unit, scratch)
+        _lay_straight(address, unit, scratch)
         return scratch[: unit[2]]
-    return carray(_pointer(unit[0]), unit[2])
+    return carray(_pointer(address), unit[2])
 
 
 @compiled
@@ -133,64 +136,89 @@ def _any_above(ours: Any, theirs: Any, limit: Any) -> Any:
 
 
 @compiled
-def _collect(ours: Any, theirs: Any, limit: Any, start: int, positions: Any, moves: Any, olds: Any, count: int) -> Any:
+def _saliency(move: Any, square: Any) -> Any:
+    """A distance times what it weighs by its second moment."""
+    return abs(move) * np.sqrt(np.sqrt(square) + np.float32(SALIENCY_EPS))
+
+
+@compiled
+def _any_salient(ours: Any, theirs: Any, squares: Any, limit: Any) -> Any:
+    found = 0
+    for i in range(len(ours)):
+        found |= not (_saliency(ours[i] - theirs[i], squares[i]) <= limit)
+    return found
+
+
+@compiled
+def _collect(
+    ours: Any, theirs: Any, squares: Any, weighed: Any, limit: Any, start: int,
+    positions: Any, moves: Any, olds: Any, scores: Any, count: int,
+) -> Any:  # fmt: skip
     """Appends what is above the limit; gives the new count, -1 where something is not finite."""
     for i in range(len(ours)):
         move = ours[i] - theirs[i]
-        if not (abs(move) <= limit):
+        score = _saliency(move, squares[i]) if weighed else abs(move)
+        if not (score <= limit):
             if not np.isfinite(move):
                 return -1
-            positions[count], moves[count], olds[count] = start + i, move, theirs[i]
+            positions[count], moves[count], olds[count], scores[count] = start + i, move, theirs[i], score
             count += 1
     return count
 
 
 @compiled
-def scan(units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any, olds: Any) -> Any:
-    """Collects the elements of `units` whose |master - deployed| is above a threshold that rises as they fill up.
+def scan(
+    units: Any, deployed: Any, threshold: float, k: int, positions: Any, moves: Any, olds: Any, scores: Any
+) -> Any:
+    """Collects the elements of `units` whose score is above a threshold that rises as they fill up.
 
     Args:
-        units: int64 [n, 6]: address of the master's elements, position in `deployed`, length, and, where the master
-            lies transposed, its channels, inner size and first channel (else 0).
+        units: int64 [n, 7]: address of the master's elements, position in `deployed`, length, and, where the master
+            lies transposed, its channels, inner size and first channel (else 0); address of as many second moments,
+            which lie as the master does (0: distances count plainly).
         deployed: float32, flat.
-        positions, moves, olds: where candidates go, with their distances and deployed values; longer than k. To read
-            these here costs nothing, and later a wait for memory each.
+        positions, moves, olds, scores: where candidates go, with their distances, deployed values and scores; longer
+            than k. To read these here costs nothing, and later a wait for memory each.
 
     Returns:
         How many candidates there are, how many there have been, and the first unit that holds a master that is not
         finite (-1: none).
     """
     scratch = np.empty(_longest_transposed(units), np.float32)
+    scratch_of_squares = np.empty(len(scratch), np.float32)
     keys = np.empty(len(positions), np.int64)
     count, seen = 0, 0
     limit = np.float32(threshold)
     for number in range(len(units)):
         start, length = units[number, 1], units[number, 2]
-        master = _master(units[number], scratch)
+        master, squares = _elements(units[number, 0], units[number], scratch), scratch_of_squares
+        weighed = units[number, 6] != 0
+        if weighed:
+            squares = _elements(units[number, 6], units[number], scratch_of_squares)
         for block in range(0, length, _BLOCK):
-            ours = master[block : block + _BLOCK]
+            ours, own = master[block : block + _BLOCK], squares[block : block + _BLOCK]
             theirs = deployed[start + block : start + block + len(ours)]
-            if not _any_above(ours, theirs, limit):
+            if not (_any_salient(ours, theirs, own, limit) if weighed else _any_above(ours, theirs, limit)):
                 continue
             if count + len(ours) > len(positions):
-                limit = np.float32(max(limit, _keep_best(positions, moves, olds, count, k, keys)))
+                limit = np.float32(max(limit, _keep_best(positions, moves, olds, scores, count, k, keys)))
                 seen += count - k
                 count = k
-            count = _collect(ours, theirs, limit, start + block, positions, moves, olds, count)
+            count = _collect(ours, theirs, own, weighed, limit, start + block, positions, moves, olds, scores, count)
             if count < 0:
                 return count, seen, number
     return count, seen + count, -1
 
 
 @compiled
-def best(positions: Any, moves: Any, olds: Any, count: int, k: int) -> Any:
-    """The best k of `count` candidates, in index order, in arrays of their own, and the smallest |move| among them."""
+def best(positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int) -> Any:
+    """The best k of `count` candidates, in index order, in arrays of their own, and the smallest score among them."""
     chosen, sizes, own, least = positions[:count].copy(), moves[:count].copy(), olds[:count].copy(), np.float32(0)
     if count > k:
-        least = _keep_best(chosen, sizes, own, count, k, np.empty(count, np.int64))
+        least = _keep_best(chosen, sizes, own, scores[:count].copy(), count, k, np.empty(count, np.int64))
         chosen, sizes, own = chosen[:k].copy(), sizes[:k].copy(), own[:k].copy()
     elif count == k:
-        least = np.abs(sizes).min()
+        least = scores[:count].min()
     return chosen, sizes, own, least
 
 
@@ -237,18 +265,18 @@ def _even_step(positions: Any, moves: Any, olds: Any) -> Any:
 
 
 @compiled
-def move(positions: Any, moves: Any, olds: Any, count: int, k: int, deployed: Any, first: int) -> Any:
+def move(positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int, deployed: Any, first: int) -> Any:
     """Moves `deployed` towards the master by one even step at the best k of all candidates.
 
     Args:
-        positions, moves, olds, count: what `scan` found.
+        positions, moves, olds, scores, count: what `scan` found.
         first: the flat index of the first element of `deployed`.
 
     Returns:
         positions, old and new values, whether each moved down, scale, the shift of the digest (modulo 2^64), and the
-        smallest |move| among the best k (0 where there were fewer).
+        smallest score among the best k (0 where there were fewer).
     """
-    chosen, sizes, old, least = best(positions, moves, olds, count, k)
+    chosen, sizes, old, least = best(positions, moves, olds, scores, count, k)
     kept, scale = _even_step(chosen, sizes, old)
     chosen, old = chosen[:kept], old[:kept]
     new, negative, shift = np.empty(kept, np.float32), np.empty(kept, np.bool_), np.uint64(0)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from evergrad.pytorch.bridge import as_numpy
-from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Selector, even_step, masters_at, moves_of
+from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Saliency, Selector, even_step, masters_at, moves_of
 from evergrad.pytorch.tables import Table, find_tables
 from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 
@@ -116,7 +116,7 @@ class Aim:
     when there were too few.
 
     Attributes:
-        threshold: elements whose |master - deployed| is above it are candidates; 0: all that have moved.
+        threshold: elements whose score is above it are candidates; 0: all that have moved.
     """
 
     def __init__(self) -> None:
@@ -130,12 +130,12 @@ class Aim:
             self._margin = max(_LEAST_MARGIN, 0.85 * self._margin)
 
     def reach(self, least: float) -> None:
-        """Takes note of the smallest |move| among the best k; 0: there were fewer than k."""
+        """Takes note of the smallest score among the best k; 0: there were fewer than k."""
         self.threshold = self.below(least)
 
-    def below(self, size: float) -> float:
-        """What lies under `size` by the margin."""
-        return (1 - self._margin) * size
+    def below(self, score: float) -> float:
+        """What lies under `score` by the margin."""
+        return (1 - self._margin) * score
 
 
 def move_best(
@@ -144,22 +144,23 @@ def move_best(
     positions: Indices,
     moves: npt.NDArray[np.float32],
     olds: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
     count: int,
     k: int,
 ) -> tuple[Moved | None, float]:
     """Moves one float32 group of `state` by an even step at the best k of all candidates, by compiled code.
 
     Args:
-        positions, moves, olds: the candidates' places in the group, ascending, distances and deployed values; the first
-            `count` count.
+        positions, moves, olds, scores: the candidates' places in the group, ascending, distances, deployed values and
+            scores; the first `count` count.
 
     Returns:
-        What moved, None where nothing did; and the smallest |move| among the best k, 0 where there were fewer.
+        What moved, None where nothing did; and the smallest score among the best k, 0 where there were fewer.
     """
     from evergrad.pytorch import kernels
 
     first = state.schema.groups[group].start
-    found = kernels.move(positions, moves, olds, count, k, state.arrays[group], first)
+    found = kernels.move(positions, moves, olds, scores, count, k, state.arrays[group], first)
     positions, old, new, negative, scale, shift, least = found
     if not len(positions):
         return None, float(least)
@@ -170,7 +171,11 @@ def move_best(
 
 
 class CompiledMover:
-    """By numba: one pass over float32 tensors where they lie (see `kernels`); the global top-k only."""
+    """By numba: one pass over float32 tensors where they lie (see `kernels`).
+
+    Args:
+        salient: what gives second moments to weigh distances with; None: the global top-k of distances.
+    """
 
     def __init__(
         self,
@@ -180,6 +185,7 @@ class CompiledMover:
         reference: ReferenceMover,
         values: ValuesAs,
         tables: Sequence[Table],
+        salient: Saliency | None = None,
     ) -> None:
         from evergrad.pytorch import kernels
 
@@ -188,6 +194,7 @@ class CompiledMover:
         self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._salient, self._squares = salient, {pair.name: 0 for pair in pairs}
         self._aim, self._seen = Aim(), 0
         self.tables = tables
         by_name = {table.pair.name: table for table in tables}
@@ -195,7 +202,7 @@ class CompiledMover:
             by_name.get(pair.name) or self._units(pair) for pair in pairs
         ]
         # Without tables every step scans the same.
-        self._all = np.empty((0, 6), np.int64) if tables else self._units_due()
+        self._all = np.empty((0, self._kernels.COLUMNS), np.int64) if tables else self._units_due()
         self._make_room(0)
 
     def _units(self, pair: Pair) -> npt.NDArray[np.int64]:
@@ -207,19 +214,19 @@ class CompiledMover:
         address, position, size = master.data_ptr(), pair.offset - self._first, pair.master.numel()
         if shape is None:
             starts = np.arange(0, size, self._kernels.UNIT, dtype=np.int64)
-            units = np.zeros((len(starts), 6), np.int64)
+            units = np.zeros((len(starts), self._kernels.COLUMNS), np.int64)
             units[:, 0], units[:, 1] = address + 4 * starts, position + starts
             units[:, 2] = np.minimum(self._kernels.UNIT, size - starts)
             return units
         outer, channels, inner = shape
         rows = max(1, self._kernels.UNIT // inner)
         firsts = np.arange(0, channels, rows, dtype=np.int64)
-        units = np.zeros((outer, len(firsts), 6), np.int64)
+        units = np.zeros((outer, len(firsts), self._kernels.COLUMNS), np.int64)
         blocks = np.arange(outer, dtype=np.int64)[:, None] * (channels * inner)
         units[:, :, 0], units[:, :, 1] = address + 4 * blocks, position + blocks + firsts * inner
         units[:, :, 2] = np.minimum(rows, channels - firsts) * inner
         units[:, :, 3], units[:, :, 4], units[:, :, 5] = channels, inner, firsts
-        return units.reshape(-1, 6)
+        return units.reshape(-1, self._kernels.COLUMNS)
 
     def _units_due(self) -> npt.NDArray[np.int64]:
         return np.concatenate([self._rows(part) if isinstance(part, Table) else part for part in self._parts])
@@ -227,14 +234,42 @@ class CompiledMover:
     def _rows(self, table: Table) -> npt.NDArray[np.int64]:
         """The rows of a table that are due, each run of them a unit."""
         (starts, stops), width = table.due(), table.pair.master.shape[1]
-        units = np.zeros((len(starts), 6), np.int64)
+        units = np.zeros((len(starts), self._kernels.COLUMNS), np.int64)
         units[:, 0] = table.pair.master.data_ptr() + 4 * width * starts
         units[:, 1] = table.pair.offset - self._first + width * starts
         units[:, 2] = width * (stops - starts)
+        self._point_at_squares(units, table.pair)
         return units
+
+    def _point_at_squares(self, units: npt.NDArray[np.int64], pair: Pair) -> None:
+        squares = self._squares[pair.name]
+        units[:, 6] = units[:, 0] - pair.master.data_ptr() + squares if squares else 0
+
+    def _find_squares(self) -> bool:
+        """Takes note of where second moments lie now: an optimizer makes them late, and may load others.
+
+        False: not where the scan can read them.
+        """
+        if self._salient is None:
+            return True
+        found = dict(zip(self._squares, self._salient.second_moments(self._pairs), strict=True))
+        squares = {name: 0 if moment is None else moment.data_ptr() for name, moment in found.items()}
+        if squares == self._squares:
+            return True
+        if not all(_lies_as(pair.master, found[pair.name]) for pair in self._pairs):
+            return False
+        self._squares = squares
+        for pair, part in zip(self._pairs, self._parts, strict=True):
+            if not isinstance(part, Table):
+                self._point_at_squares(part, pair)
+        if not self.tables:
+            self._all = self._units_due()
+        return True
 
     def move(self, k: int) -> Moved | None:
         """As `ReferenceMover.move`."""
+        if not self._find_squares():
+            return self._reference.move(k)
         for straight, master in self._staged:
             straight.copy_(master)
         if self.tables:
@@ -247,10 +282,10 @@ class CompiledMover:
             self._check_finite()
             return self._reference.move(k)
         if self._values == "exact":
-            best, moves, _, least = self._kernels.best(self._positions, self._moves, self._olds, count, k)
+            best, moves, _, least = self._kernels.best(*self._candidates, count, k)
             moved = self._reference.write(self._pairs, best + self._first, moves)
         else:
-            moved, least = move_best(self._state, self._group, self._positions, self._moves, self._olds, count, k)
+            moved, least = move_best(self._state, self._group, *self._candidates, count, k)
         self._aim.reach(float(least))
         return moved
 
@@ -263,18 +298,24 @@ class CompiledMover:
         return self._scan(k, 0.0) if 0 <= again < k else again
 
     def _make_room(self, room: int) -> None:
-        self._positions, self._moves = np.empty(room, np.int64), np.empty(room, np.float32)
-        self._olds = np.empty(room, np.float32)
+        moves, olds, scores = (np.empty(room, np.float32) for _ in range(3))
+        self._candidates = np.empty(room, np.int64), moves, olds, scores
 
     def _scan(self, k: int, threshold: float) -> int:
         """How many candidates are in the buffers; -1 where something is not finite."""
         room = k + k // 2 + _SPARE
-        if len(self._positions) < room:
+        if len(self._candidates[0]) < room:
             self._make_room(room)
-        count, self._seen, bad = self._kernels.scan(
-            self._all, self._deployed, threshold, k, self._positions, self._moves, self._olds
-        )
+        count, self._seen, bad = self._kernels.scan(self._all, self._deployed, threshold, k, *self._candidates)
         return -1 if bad >= 0 else int(count)
+
+
+def _lies_as(master: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Whether the scan can read both the same way, if there is another."""
+    if other is None:
+        return True
+    readable = master.is_contiguous() or transposed_shape(master) is not None
+    return readable and other.dtype == torch.float32 and other.is_cpu and other.stride() == master.stride()
 
 
 def transposed_shape(tensor: torch.Tensor) -> tuple[int, int, int] | None:
@@ -312,13 +353,14 @@ def make_mover(
     """
     reference = ReferenceMover(pairs, state, check_finite, selector, values)
     found = pairs()
-    plain = type(selector) is GlobalTopK and selector.second_moment is None
-    if not plain or not found or any(pair.master.dtype != torch.float32 for pair in found):
+    compiles = type(selector) in (GlobalTopK, Saliency)
+    if not compiles or not found or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not COMPILED:
         say_that_torch_selects("numba is not installed: pip install numba")
         return reference
-    return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found))
+    salient = selector if isinstance(selector, Saliency) else None
+    return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found), salient)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Which elements to send, and how far they move: the torch reference of `kernels`, and the ways to choose.
 
-A selector is one method; `GlobalTopK` is the one that has a compiled form, which gives the same elements.
+A selector is one method; `GlobalTopK` and `Saliency` have a compiled form, which gives the same elements.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from evergrad.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
+_EPS = 1e-8  # `kernels.SALIENCY_EPS`
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +51,34 @@ class Selector(Protocol):
 
 
 class GlobalTopK:
-    """The k largest |master - deployed| of all tensors; of equal ones, those of the lowest index.
-
-    Args:
-        second_moment: of this optimizer (`exp_avg_sq` of Adam and its kin): the score is |master - deployed| times its
-            square root, so that a distance counts where the loss feels it. Tensors that have none yet count plainly.
-    """
-
-    def __init__(self, second_moment: torch.optim.Optimizer | None = None) -> None:
-        self.second_moment = second_moment
+    """The k largest |master - deployed| of all tensors; of equal ones, those of the lowest index."""
 
     def select(self, pairs: Sequence[Pair], k: int) -> Indices:
-        sizes = [pair.master.numel() for pair in pairs]
-        scores = torch.empty(sum(sizes), dtype=torch.float32, device=_device(pairs))
-        for pair, target in zip(pairs, torch.split(scores, sizes), strict=True):
-            _score(pair, self.second_moment, target)
-        return _flat(top_k(scores, k).cpu().numpy(), pairs)
+        return _best_of_all(pairs, k, [None] * len(pairs))
+
+
+class Saliency:
+    """The k elements of all tensors whose arrival at the deployed copy is worth most to the loss, to first order.
+
+    That worth is the gradient that has piled up times the distance; in a step of Adam and its kin a distance is a
+    gradient over the square root of the second moment v, so it is about (master - deployed)^2 * sqrt(v). The score is
+    its square root, |master - deployed| * sqrt(sqrt(v) + 1e-8): the largest, and of equal ones those of the lowest
+    index. Where the optimizer keeps no second moment (SGD), distances are gradients, and the score is `GlobalTopK`'s.
+
+    Args:
+        optimizer: the publisher's, of whose state `exp_avg_sq` is read. Tensors that have none yet count plainly.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def second_moments(self, pairs: Sequence[Pair]) -> list[torch.Tensor | None]:
+        """Of each pair, in the master's shape; None: it has none."""
+        found = (self._optimizer.state.get(pair.parameter, {}).get("exp_avg_sq") for pair in pairs)
+        return [squares.detach() if isinstance(squares, torch.Tensor) else None for squares in found]
+
+    def select(self, pairs: Sequence[Pair], k: int) -> Indices:
+        return _best_of_all(pairs, k, self.second_moments(pairs))
 
 
 class LayerTopK:
@@ -77,7 +90,7 @@ class LayerTopK:
         for pair in pairs:
             size = pair.master.numel()
             scores = torch.empty(size, dtype=torch.float32, device=pair.master.device)
-            _score(pair, None, scores)
+            _score(pair, scores)
             found.append(top_k(scores, max(1, round(k * size / total))).cpu().numpy() + pair.offset)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
@@ -127,7 +140,7 @@ class Threshold:
         found = []
         for pair in pairs:
             scores = torch.empty(pair.master.numel(), dtype=torch.float32, device=pair.master.device)
-            _score(pair, None, scores)
+            _score(pair, scores)
             found.append((scores > self._bound).nonzero().squeeze(1).cpu().numpy() + pair.offset)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
@@ -136,13 +149,19 @@ def _device(pairs: Sequence[Pair]) -> torch.device:
     return pairs[0].master.device if pairs else torch.device("cpu")
 
 
-def _score(pair: Pair, optimizer: torch.optim.Optimizer | None, target: torch.Tensor) -> None:
+def _best_of_all(pairs: Sequence[Pair], k: int, squares: Sequence[torch.Tensor | None]) -> Indices:
+    sizes = [pair.master.numel() for pair in pairs]
+    scores = torch.empty(sum(sizes), dtype=torch.float32, device=_device(pairs))
+    for pair, own, target in zip(pairs, squares, torch.split(scores, sizes), strict=True):
+        _score(pair, target)
+        if own is not None:
+            target.mul_(own.reshape(-1).float().sqrt().add_(_EPS).sqrt_())
+    return _flat(top_k(scores, k).cpu().numpy(), pairs)
+
+
+def _score(pair: Pair, target: torch.Tensor) -> None:
     torch.sub(pair.master.detach().reshape(-1), pair.deployed.reshape(-1), out=target)
     target.abs_()
-    if optimizer is not None:
-        squares = optimizer.state.get(pair.parameter, {}).get("exp_avg_sq")
-        if squares is not None:
-            target.mul_(squares.detach().reshape(-1).float().sqrt())
 
 
 def _flat(chosen: Indices, pairs: Sequence[Pair]) -> Indices:

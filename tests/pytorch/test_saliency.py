@@ -1,0 +1,138 @@
+"""Selection by what a move is worth to the loss: the same elements by compiled code and by the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import evergrad
+from evergrad.pytorch import kernels, mover, select
+from evergrad.pytorch.mover import CompiledMover, ReferenceMover
+from evergrad.pytorch.select import GlobalTopK, Saliency, Selector
+from evergrad.pytorch.settings import Forward
+from tests.pytorch.copies import LAYOUTS, SHAPES, Copies, at_zero, gradients_of, lay_plain, model_of, same
+from tests.pytorch.models import batch_norm, train
+
+Lay = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Moments:
+    """An optimizer whose second moments are as a test wants them, laid as the masters are."""
+
+    def __init__(self, model: torch.nn.Module, lay: Lay = lay_plain) -> None:
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, amsgrad=True)
+        self.selector, self._lay = Saliency(self.optimizer), lay
+
+    def put(self, generator: torch.Generator, *, anew: bool) -> None:
+        """New ones of all tensors but the last, in their place or `anew`; many of them 0."""
+        for parameter in self.parameters[: max(1, len(self.parameters) - 1)]:
+            drawn = torch.rand(parameter.shape, generator=generator).pow(20).mul(1e-3)
+            state = self.optimizer.state[parameter]
+            if anew:
+                state["exp_avg_sq"] = self._lay(drawn)
+            else:
+                state["exp_avg_sq"].copy_(drawn)
+
+
+def indices_of(copies: Copies, k: int) -> npt.NDArray[np.int64]:
+    moved = copies.move(k)
+    assert moved is not None
+    return np.concatenate([section.indices for section in moved.sections])
+
+
+@pytest.mark.parametrize("values", ["steps", "exact"])
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_compiled_and_reference_move_the_same(shapes: str, layout: str, coarse: bool, values: mover.ValuesAs) -> None:
+    model = model_of(SHAPES[shapes])
+    mine, theirs = Moments(model, LAYOUTS[layout]), Moments(model)
+    ours = Copies(model, LAYOUTS[layout], mine.selector, values)
+    reference = Copies(model, lay_plain, theirs.selector, values, compiled=False)
+    plain = Copies(model, lay_plain, values=values)
+    assert isinstance(ours.mover, CompiledMover)
+    generator, differs = torch.Generator().manual_seed(3), False
+    for step in range(30):
+        if step in (2, 15):  # before the first of them there are none; a checkpoint replaces them
+            seed = step
+        if step >= 2:
+            for moments in (mine, theirs):
+                moments.put(torch.Generator().manual_seed(seed + step // 4), anew=step in (2, 15))
+        gradients = gradients_of(ours, generator, coarse)
+        for copies in (ours, reference, plain):
+            copies.train(gradients)
+        k = (1, 3, 50, 10**6)[step % 4]
+        found, expected = ours.move(k), reference.move(k)
+        assert same(found, expected)
+        differs |= not same(plain.move(k), found)
+        assert ours.state.digest == reference.state.digest
+    assert differs
+
+
+def test_a_distance_counts_by_the_fourth_root_of_its_second_moment() -> None:
+    model = at_zero([(3,)])
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.state[model.w0]["exp_avg_sq"] = torch.tensor([1.0, 625.0, 16.0])
+    copies = Copies(model, selector=Saliency(optimizer), values="exact")
+    copies.pairs[0].master.copy_(torch.tensor([0.4, 0.1, 0.3]))  # 0.4, 0.5 and 0.6
+    assert [indices_of(copies, 1).tolist() for _ in range(3)] == [[2], [1], [0]]
+
+
+def test_what_never_had_a_gradient_is_sent_too() -> None:
+    model = at_zero([(2,)])
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.state[model.w0]["exp_avg_sq"] = torch.tensor([0.0, 1e-2])
+    for compiled in (True, False):
+        copies = Copies(model, selector=Saliency(optimizer), values="exact", compiled=compiled)
+        copies.pairs[0].master.copy_(torch.tensor([1e-30, 0.0]))
+        assert indices_of(copies, 2).tolist() == [0]
+
+
+def test_without_second_moments_it_is_the_global_top_k() -> None:
+    def moved(selector: Selector) -> list[int]:
+        torch.manual_seed(5)
+        copies = Copies(model_of([(50,), (9, 9)]), selector=selector, values="exact")
+        copies.train(gradients_of(copies, torch.Generator().manual_seed(1), coarse=False))
+        return indices_of(copies, 20).tolist()
+
+    model = model_of([(50,), (9, 9)])
+    assert moved(Saliency(torch.optim.SGD(model.parameters(), 0.1))) == moved(GlobalTopK())
+
+
+def test_both_add_the_same_beside_a_root() -> None:
+    assert kernels.SALIENCY_EPS == select._EPS
+
+
+def test_second_moments_of_another_kind_are_left_to_the_reference() -> None:
+    model = model_of([(4, 3)])
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.state[model.w0]["exp_avg_sq"] = torch.full((4, 3), 1e-4, dtype=torch.bfloat16)
+    ours = Copies(model, selector=Saliency(optimizer))
+    reference = Copies(model, selector=Saliency(optimizer), compiled=False)
+    for copies in (ours, reference):
+        copies.pairs[0].master.add_(torch.linspace(-1, 1, 12).reshape(4, 3))
+    assert same(ours.move(4), reference.move(4))
+
+
+@pytest.mark.parametrize("forward", ["master", "deployed", "auto"])
+@pytest.mark.parametrize("values", ["steps", "exact"])
+def test_a_replica_of_what_it_chooses_is_the_deployed_model(
+    forward: Forward, values: mover.ValuesAs, any_url: str
+) -> None:
+    model = batch_norm()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2, amsgrad=True)
+    chosen = Saliency(optimizer)
+    with evergrad.Publisher(
+        model, optimizer, any_url, density=0.05, forward=forward, selector=chosen, values=values
+    ) as publisher:
+        assert isinstance(publisher._mover, CompiledMover | ReferenceMover)
+        for _ in train(model, optimizer, 12):
+            publisher.publish()
+        replica = evergrad.Replica(any_url)
+        assert replica.sync() == publisher.version > 0
+        assert replica.digest == publisher.digest
