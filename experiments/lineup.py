@@ -204,7 +204,7 @@ def publisher_of(cell: Cell, start: Started, log: Path) -> Publisher:
         f"file:{log}",
         density=cell.density,
         forward=_FORWARDS.get(cell.kind, "auto"),
-        selector=RandomK(cell.seed) if cell.selection == "random" else None,
+        selector=RandomK(cell.seed) if cell.selection == "random" else "distance",
     )
 
 

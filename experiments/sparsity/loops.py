@@ -25,6 +25,7 @@ from evergrad import Publisher, Replica
 from evergrad.errors import NonFiniteWeights
 from evergrad.pytorch.learner import Loss
 from evergrad.pytorch.select import LayerTopK, RandomK, Saliency, Selector
+from evergrad.pytorch.settings import Selection
 from experiments.prapas2021.masking import GradientMemory
 from experiments.sparsity.choice import Always, ByLag, ByScore, Choice, EitherAtRandom, Pace, Paced, Unmasked
 from experiments.sparsity.lag import Lag
@@ -78,15 +79,19 @@ class Loop:
             self._deployed = [each.detach() for each in self._followed.parameters()]
         self.lag = Lag(self._masters, self._deployed)
 
-    def _selector(self, seed: int) -> Selector | None:
+    def _selector(self, seed: int) -> Selector | Selection:
         method = self.method
         if method.deploy == "masked":
             return Unmasked()
         if method.pace != "fixed":
             return Paced(getattr(self._pace, method.pace))
-        return {"top": None, "random": RandomK(seed), "layer": LayerTopK(), "saliency": Saliency(self._optimizer)}[
-            method.select
-        ]
+        ways: dict[str, Selector | Selection] = {
+            "top": "distance",
+            "random": RandomK(seed),
+            "layer": LayerTopK(),
+            "saliency": Saliency(self._optimizer),
+        }
+        return ways[method.select]
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """The deployed model's outputs."""

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import evergrad
+from evergrad.errors import ConfigError
 from evergrad.pytorch import kernels, mover, select
-from evergrad.pytorch.mover import CompiledMover, ReferenceMover
+from evergrad.pytorch.mover import CompiledMover
 from evergrad.pytorch.select import GlobalTopK, Saliency, Selector
 from evergrad.pytorch.settings import Forward
 from tests.pytorch.copies import LAYOUTS, SHAPES, Copies, at_zero, gradients_of, lay_plain, model_of, same
@@ -126,13 +127,22 @@ def test_a_replica_of_what_it_chooses_is_the_deployed_model(
 ) -> None:
     model = batch_norm()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, amsgrad=True)
-    chosen = Saliency(optimizer)
     with evergrad.Publisher(
-        model, optimizer, any_url, density=0.05, forward=forward, selector=chosen, values=values
+        model, optimizer, any_url, density=0.05, forward=forward, selector="saliency", values=values
     ) as publisher:
-        assert isinstance(publisher._mover, CompiledMover | ReferenceMover)
+        assert isinstance(publisher._mover, CompiledMover)
+        assert isinstance(publisher._selector, Saliency)
         for _ in train(model, optimizer, 12):
             publisher.publish()
         replica = evergrad.Replica(any_url)
         assert replica.sync() == publisher.version > 0
         assert replica.digest == publisher.digest
+
+
+def test_what_cannot_be_chosen_by_is_named() -> None:
+    model = model_of([(3,)])
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(ConfigError, match="'distance', 'saliency' or a selector, not 'size'"):
+        evergrad.Publisher(model, optimizer, "memory:size", selector="size")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="where no optimizer steps the model"):
+        evergrad.Publisher(model, None, "memory:none", selector="saliency")

@@ -43,6 +43,7 @@ class Publishing:
     k: int | None = None
     budget: str | None = None
     quality: float | None = None
+    selector: Literal["distance", "saliency"] | None = None
     values: Literal["steps", "exact", "bf16"] | None = None
     buffer_tolerance: float | None = None
     every_steps: int | None = None

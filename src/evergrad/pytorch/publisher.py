@@ -35,7 +35,7 @@ from evergrad.pytorch.hooks import StepHooks, require_free
 from evergrad.pytorch.mover import Moved, ValuesAs, written
 from evergrad.pytorch.movers import mover_for
 from evergrad.pytorch.pending import MOST_WAITING_FRACTION, Pending
-from evergrad.pytorch.select import GlobalTopK, Selector
+from evergrad.pytorch.select import Selector
 from evergrad.pytorch.stats import PublisherStats
 from evergrad.pytorch.weights import Weights, require_finite
 from evergrad.pytorch.writer import Head, Keeping, Published, Writer
@@ -68,7 +68,8 @@ class Publisher:
             "deployed" (closed loop): gradients see what users see. "auto": as "master" until `score` says that the
             deployed weights cannot follow, then as "deployed"; see docs/sparsity.md for what each is good for. A
             closure passed to `optimizer.step` runs at the master always.
-        selector: which elements move; default: those that are furthest from the master, of all tensors.
+        selector: which elements of all tensors move. "distance": those that are furthest from the master; "saliency":
+            those that are worth most to the loss, by Adam's second moments (`select.Saliency`); or one of your own.
         values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
             master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
             tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
@@ -107,7 +108,7 @@ class Publisher:
         budget: str | None = None,
         quality: float | None = None,
         forward: settings.Forward = "auto",
-        selector: Selector | None = None,
+        selector: Selector | settings.Selection = "distance",
         values: ValuesAs = "steps",
         buffer_tolerance: float = 0.02,
         every_steps: int | None = None,
@@ -138,7 +139,7 @@ class Publisher:
         self._cast = torch.bfloat16 if values == "bf16" else None
         self._at_publish = optimizer is None or values == "bf16"
         self._choice = Choice() if forward == "auto" and not self._at_publish else None
-        self._forward, self._values, self._selector = forward, values, selector or GlobalTopK()
+        self._forward, self._values, self._selector = forward, values, settings.selector_of(selector, optimizer)
         self._sent: deque[tuple[int, int]] = deque()
         self._last: Change | None = None
         self._due, self._on_published, self._background = 0, on_published, background

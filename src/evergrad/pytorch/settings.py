@@ -10,8 +10,10 @@ from torch import nn
 from evergrad.budget import Amount, amount_of
 from evergrad.errors import ConfigError
 from evergrad.pytorch.mover import ValuesAs
+from evergrad.pytorch.select import GlobalTopK, Saliency, Selector
 
 Forward = Literal["auto", "master", "deployed"]
+Selection = Literal["distance", "saliency"]
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, forward: Forward) -> None:
@@ -20,6 +22,18 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, f
             raise ConfigError("forward", "must not be 'deployed' where no optimizer steps the model")
     elif not {*model.parameters()} & {p for group in optimizer.param_groups for p in group["params"]}:
         raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
+
+
+def selector_of(selector: Selector | Selection, optimizer: torch.optim.Optimizer | None) -> Selector:
+    if not isinstance(selector, str):
+        return selector
+    if selector not in ("distance", "saliency"):
+        raise ConfigError("selector", f"must be 'distance', 'saliency' or a selector, not {selector!r}")
+    if selector == "distance":
+        return GlobalTopK()
+    if optimizer is None:
+        raise ConfigError("selector", "must not be 'saliency' where no optimizer steps the model")
+    return Saliency(optimizer)
 
 
 def amount_for(model: nn.Module, values: ValuesAs, **settings: Any) -> Amount:
