@@ -9,7 +9,7 @@ Kind = Literal[
     "first", "never-updated", "online", "retrained", "proactive", "recent", "prioritised",
     "masked", "closed", "open", "auto", "overhead",
 ]  # fmt: skip
-Selection = Literal["top", "random"]
+Selection = Literal["top", "random", "saliency"]
 _WITH_TRIGGER: tuple[Kind, ...] = ("proactive", "recent", "prioritised")
 LOOPS: tuple[Kind, ...] = ("closed", "open", "auto")  # of a `Publisher`
 

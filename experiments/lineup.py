@@ -19,8 +19,8 @@ from evergrad.demo.lenet import make_lenet5
 from evergrad.metrics import Running
 from evergrad.pytorch.bridge import load_weights
 from evergrad.pytorch.learner import Learned, Learner, Loss
-from evergrad.pytorch.select import RandomK
-from evergrad.pytorch.settings import Forward
+from evergrad.pytorch.select import RandomK, Selector
+from evergrad.pytorch.settings import Forward, Selection
 from evergrad.pytorch.strategies import NeverUpdated, Retrained, Strategy
 from evergrad.records import Record
 from evergrad.sampling import Sampler
@@ -204,8 +204,14 @@ def publisher_of(cell: Cell, start: Started, log: Path) -> Publisher:
         f"file:{log}",
         density=cell.density,
         forward=_FORWARDS.get(cell.kind, "auto"),
-        selector=RandomK(cell.seed) if cell.selection == "random" else "distance",
+        selector=_selector_of(cell),
     )
+
+
+def _selector_of(cell: Cell) -> Selector | Selection:
+    if cell.selection == "random":
+        return RandomK(cell.seed)
+    return "saliency" if cell.selection == "saliency" else "distance"
 
 
 def retrained(cell: Cell, task: Task) -> Lineup:

@@ -43,7 +43,7 @@ def mean(found: Iterable[Record], field: Callable[[Record], float | None]) -> fl
 
 _ORDER = (
     "never-updated", "online", "retrained", "proactive", "recent-8", *(f"prioritised-{n}" for n in (32, 40, 64)),
-    "masked", "closed", "open", "auto", "recent-top", "prioritised-top",
+    "masked", "closed", "open", "auto-top", "auto-saliency", "recent-top", "prioritised-top",
 )  # fmt: skip
 
 

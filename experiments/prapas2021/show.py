@@ -111,15 +111,16 @@ def _over_stream(found: Summary, title: str, names: list[str]) -> Plot:
 
 def _over_density(found: Summary) -> Plot:
     kinds = {
-        "authors' way, as they score it": ("masked", "trained"),
-        "authors' way, as a replica stands": ("masked", "replica"),
-        "ours, closed loop": ("closed", ""),
-        "ours, open loop": ("open", ""),
-        "ours, auto": ("auto", ""),
+        "authors' way, as they score it": ("masked-top", "trained"),
+        "authors' way, as a replica stands": ("masked-top", "replica"),
+        "ours, closed loop": ("closed-top", ""),
+        "ours, open loop": ("open-top", ""),
+        "ours, auto": ("auto-top", ""),
+        "ours, auto, by saliency": ("auto-saliency", ""),
     }
     curves = {}
     for label, (kind, scored) in kinds.items():
-        rows = [found.row(f"{kind}-top-{density}", scored) for density in DENSITIES]
+        rows = [found.row(f"{kind}-{density}", scored) for density in DENSITIES]
         if any(rows):
             curves[label] = [100 * row.accuracy.mean if row else float("nan") for row in rows]
     if curves and found.dense:

@@ -77,6 +77,7 @@ def test_updates_are_real_files_and_the_replica_is_the_deployed_model(quick_mnis
     for record in ours.values():
         assert record["digest"] == record["replica_digest"]
         assert record["version"] == record["updates"] <= record["steps"] == 80
+    assert cells["auto-saliency-1e-3"]["digest"] != cells["auto-top-1e-3"]["digest"]
     assert 64 < ours["closed-top-1e-4"]["update_bytes"] < ours["closed-top-1e-2"]["update_bytes"] < 2000
     assert cells["proactive-8"]["update_bytes"] == 4 * 61_706
 
@@ -93,7 +94,7 @@ def test_report_summary_and_plots_are_written(quick_mnist: tuple[Path, str]) -> 
     out, told = quick_mnist
     summary = json.loads((out / "summary.json").read_text())
     assert summary["seeds"] == 1
-    assert summary["replicas"] == [16, 0]
+    assert summary["replicas"] == [19, 0]
     assert {row["cell"] for row in summary["rows"]} | {"first"} >= {"retrained", "proactive-64", "masked-random-1e-4"}
     claims = [claim["claim"] for claim in summary["claims"]]
     assert len(claims) == len(set(claims)) == 17
@@ -160,7 +161,7 @@ def test_the_protocol_is_the_papers() -> None:
 
 def test_the_grid_holds_every_experiment_for_each_seed() -> None:
     cells = grid(PROTOCOLS["mnist"], 3)
-    assert len(cells) == len(set(cells)) == 3 * 36
+    assert len(cells) == len(set(cells)) == 3 * 39
     names = {cell.name for cell in cells}
     assert {"never-updated", "online", "retrained", *(f"proactive-{n}" for n in (8, 16, 32, 64))} <= names
     assert {"prioritised-32", "prioritised-40", "prioritised-64", "prioritised-top-1e-3"} <= names
@@ -168,14 +169,14 @@ def test_the_grid_holds_every_experiment_for_each_seed() -> None:
         assert {
             f"{kind}-{how}-{density}" for kind in ("masked", "closed", "open") for how in ("top", "random")
         } <= names
-        assert f"auto-top-{density}" in names
+        assert {f"auto-top-{density}", f"auto-saliency-{density}"} <= names
     assert not any("random" in cell.name for cell in grid(PROTOCOLS["cifar10"], 1))
 
 
 def test_sparse_training_can_have_another_trigger_size() -> None:
     cells = grid(dataclasses.replace(PROTOCOLS["cifar10"], sparse_trigger=64), 1)
     sparse = [cell for cell in cells if cell.density is not None]
-    assert len(sparse) == 5 * 3 + 1
+    assert len(sparse) == 6 * 3 + 1
     assert {cell.trigger for cell in sparse} == {64}
     assert steps_of(sparse[0], PROTOCOLS["cifar10"]) == 625
 
