@@ -41,8 +41,8 @@ azurite:
 
 # Three processes, for most tests use one core, and those of servers wait most of the time; what two of them say is shown
 # when all have ended.
-TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo tests/pipeline/test_killed.py tests/pipeline/test_gate.py
-SERVER_TESTS := tests/serve tests/examples tests/pipeline tests/adapters tests/clients tests/faults
+TORCH_TESTS := tests/pytorch tests/experiments tests/bench tests/demo
+SERVER_TESTS := tests/serve tests/examples tests/clients
 unit: setup azurite
 	@mkdir -p build
 	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & torch=$$!; \
