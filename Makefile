@@ -46,7 +46,7 @@ SERVER_TESTS := tests/serve tests/examples tests/clients
 unit: setup azurite
 	@mkdir -p build
 	@$(BIN)/python -m pytest $(TORCH_TESTS) > build/torch-tests.log 2>&1 & torch=$$!; \
-	$(BIN)/python -m pytest $(SERVER_TESTS) $(TORCH_TESTS:%=--ignore=%) > build/server-tests.log 2>&1 & servers=$$!; \
+	$(BIN)/python -m pytest $(SERVER_TESTS) > build/server-tests.log 2>&1 & servers=$$!; \
 	$(BIN)/python -m pytest $(TORCH_TESTS:%=--ignore=%) $(SERVER_TESTS:%=--ignore=%); rest=$$?; \
 	wait $$servers; rest=$$((rest || $$?)); wait $$torch; rest=$$((rest || $$?)); \
 	cat build/server-tests.log build/torch-tests.log; exit $$rest

@@ -42,14 +42,15 @@ def mean(found: Iterable[Record], field: Callable[[Record], float | None]) -> fl
 
 
 _ORDER = (
-    "never-updated", "online", "retrained", "proactive", "recent-8", *(f"prioritised-{n}" for n in (32, 40, 64)),
+    "never-updated", "online", "retrained", "proactive", "recent-8", "prioritised",
     "masked", "closed", "open", "auto-top", "auto-saliency", "recent-top", "prioritised-top",
 )  # fmt: skip
 
 
 def place(cell: str) -> tuple[int, bool, int]:
     """Baselines first, then by kind, top-k before random-k, and as in the grid."""
-    kind = next((number for number, name in enumerate(_ORDER) if cell.startswith(name)), len(_ORDER))
+    fitting = (number for number, name in enumerate(_ORDER) if cell.startswith(name))
+    kind = max(fitting, key=lambda number: len(_ORDER[number]), default=len(_ORDER))
     tail = cell.rpartition("-")[2]
     return kind, "random" in cell, int(tail) if tail.isdigit() else 0
 

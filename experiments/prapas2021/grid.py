@@ -6,10 +6,10 @@ from experiments.cell import LOOPS, Cell, Kind, Selection
 from experiments.prapas2021.protocol import DENSITIES, PRIORITISED, TRIGGERS, Protocol
 
 OVERHEAD_STEPS = 1024
-_TOP: dict[Selection, tuple[Kind, ...]] = {"top": ("masked", *LOOPS), "saliency": ("auto",)}
+_OF_BOTH: dict[Selection, tuple[Kind, ...]] = {"top": ("masked", *LOOPS), "saliency": ("auto",)}
 _SPARSE: dict[str, dict[Selection, tuple[Kind, ...]]] = {
-    "mnist": {**_TOP, "random": ("masked", "closed", "open")},
-    "cifar10": _TOP,
+    "mnist": {**_OF_BOTH, "random": ("masked", "closed", "open")},
+    "cifar10": _OF_BOTH,
 }
 
 

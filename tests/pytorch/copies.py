@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -106,6 +107,13 @@ class Copies:
     def train(self, gradients: Sequence[torch.Tensor]) -> None:
         for pair, gradient in zip(self.pairs, gradients, strict=True):
             pair.master.add_(gradient.to(pair.master.device))
+
+
+def indices_of(copies: Copies, k: int) -> npt.NDArray[np.int64]:
+    """What moves at a step of k elements, which must be something."""
+    moved = copies.move(k)
+    assert moved is not None
+    return np.concatenate([section.indices for section in moved.sections])
 
 
 def gradients_of(copies: Copies, generator: torch.Generator, coarse: bool) -> list[torch.Tensor]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +27,7 @@ from tests.pytorch.copies import (
     Copies,
     at_zero,
     gradients_of,
+    indices_of,
     lay_plain,
     lay_transposed,
     model_of,
@@ -145,12 +145,6 @@ def test_transposed_layouts_are_recognised(shape: tuple[int, ...]) -> None:
     memory = tensor.as_strided((tensor.numel(),), (1,)).reshape(outer, inner, channels)
     assert torch.equal(memory.transpose(1, 2).reshape(-1), tensor.reshape(-1))
     assert transposed_shape(tensor.contiguous()) is None
-
-
-def indices_of(copies: Copies, k: int) -> npt.NDArray[np.int64]:
-    moved = copies.move(k)
-    assert moved is not None
-    return np.concatenate([section.indices for section in moved.sections])
 
 
 def test_per_layer_each_tensor_gives_its_share() -> None:

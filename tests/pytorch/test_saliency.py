@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ from evergrad.pytorch import kernels, mover, select
 from evergrad.pytorch.mover import CompiledMover
 from evergrad.pytorch.select import GlobalTopK, Saliency, Selector
 from evergrad.pytorch.settings import Forward
-from tests.pytorch.copies import LAYOUTS, SHAPES, Copies, at_zero, gradients_of, lay_plain, model_of, same
+from tests.pytorch.copies import LAYOUTS, SHAPES, Copies, at_zero, gradients_of, indices_of, lay_plain, model_of, same
 from tests.pytorch.models import batch_norm, train
 
 Lay = Callable[[torch.Tensor], torch.Tensor]
@@ -38,12 +36,6 @@ class Moments:
                 state["exp_avg_sq"] = self._lay(drawn)
             else:
                 state["exp_avg_sq"].copy_(drawn)
-
-
-def indices_of(copies: Copies, k: int) -> npt.NDArray[np.int64]:
-    moved = copies.move(k)
-    assert moved is not None
-    return np.concatenate([section.indices for section in moved.sections])
 
 
 @pytest.mark.parametrize("values", ["steps", "exact"])
