@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from evergrad.pytorch.select import even_step, top_k
+from evergrad.update import Steps
 
 few_values = st.sampled_from([-2.0, -0.0, 0.0, 1e-45, 1.0, 1.5, 3.0, float("inf")])
 any_values = st.floats(-10, 10, width=32)
@@ -63,9 +64,10 @@ finite_values = st.floats(width=32, allow_nan=False, allow_infinity=False)
         st.tuples(finite_values | st.floats(-2, 2, width=32), finite_values | st.floats(-2, 2, width=32)),
         min_size=1,
         max_size=30,
-    )
+    ),
+    levelled=st.booleans(),
 )
-def test_even_steps_bring_each_moved_element_closer_and_end(pairs: list[tuple[float, float]]) -> None:
+def test_even_steps_bring_each_moved_element_closer_and_end(pairs: list[tuple[float, float]], levelled: bool) -> None:
     deployed, master = np.array(pairs, dtype=np.float32).T.copy()
     with np.errstate(over="ignore"):
         moves = master - deployed
@@ -74,14 +76,14 @@ def test_even_steps_bring_each_moved_element_closer_and_end(pairs: list[tuple[fl
     for _ in range(2000):
         moves = master - deployed
         chosen = np.flatnonzero(moves)
-        kept, scale = even_step(moves[chosen], deployed[chosen])
+        kept, scale, levels = even_step(moves[chosen], deployed[chosen], levelled=levelled)
         if not len(kept):
             break
         at = chosen[kept]
         assert scale > 0
         assert (np.diff(at) > 0).all()
         before = np.abs(master[at].astype(np.float64) - deployed[at])
-        deployed[at] += np.where(moves[at] < 0, -np.float32(scale), np.float32(scale))
+        deployed[at] = Steps(at, moves[at] < 0, scale, levels).moved(deployed[at])
         after = np.abs(master[at].astype(np.float64) - deployed[at])
         assert np.isfinite(deployed[at]).all()
         assert (after <= before).all()
@@ -91,16 +93,24 @@ def test_even_steps_bring_each_moved_element_closer_and_end(pairs: list[tuple[fl
 
 
 def test_an_even_step_is_their_mean_where_all_are_alike() -> None:
-    kept, scale = even_step(np.float32([1.0, -1.5, 2.0]), np.float32([0, 0, 0]))
+    kept, scale, _ = even_step(np.float32([1.0, -1.5, 2.0]), np.float32([0, 0, 0]))
     assert (kept.tolist(), scale) == ([0, 1, 2], 1.5)
 
 
 def test_an_outlier_does_not_drag_the_others_along() -> None:
-    kept, scale = even_step(np.float32([0.01] * 9 + [1.0]), np.zeros(10, np.float32))
+    kept, scale, _ = even_step(np.float32([0.01] * 9 + [1.0]), np.zeros(10, np.float32))
     assert (kept.tolist(), scale) == ([9], 1.0)
 
 
+def test_levels_are_the_powers_of_two_that_distances_are_nearest_to() -> None:
+    moves = np.float32([1.0, -1.4, 1.6, 4.0, -30.0, 1e-6])
+    kept, scale, levels = even_step(moves, np.zeros(6, np.float32), levelled=True)
+    assert kept.tolist() == [0, 1, 2, 3, 4]  # the last is further below their mean than levels reach
+    assert levels.tolist() == [0, 0, 1, 2, 5]
+    assert scale == np.float32((1.0 + 1.4 + 1.6 + 4.0 + 30.0) / (1 + 1 + 2 + 4 + 32))
+
+
 def test_a_step_below_half_an_ulp_is_not_taken() -> None:
-    kept, scale = even_step(np.float32([1e-9, 1e-9, 6e-8]), np.float32([1e-3, 1e-3, 0.75]))
+    kept, scale, _ = even_step(np.float32([1e-9, 1e-9, 6e-8]), np.float32([1e-3, 1e-3, 0.75]))
     assert kept.tolist() == [2]
     assert scale == float(np.float32(6e-8))

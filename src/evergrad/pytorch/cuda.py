@@ -168,7 +168,8 @@ class DeviceMover:
         if self._values == "exact":
             moved, least = self._set_best(positions, masters, moves, k)
         else:
-            moved, least = move_best(self._state, self._group, positions, moves, olds, np.abs(moves), count, k)
+            candidates, levelled = (positions, moves, olds, np.abs(moves)), self._values == "levels"
+            moved, least = move_best(self._state, self._group, *candidates, count, k, levelled=levelled)
         self._aim.reach(least)
         return moved
 

@@ -13,6 +13,7 @@ lie transposed (channels_last), and are then laid straight in a scratch of that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from numba.extending import intrinsic
 UNIT = 8192
 COLUMNS = 7  # of a table of units
 SALIENCY_EPS = 1e-8  # beside the square root of a second moment, as in Adam's step
+LEAST_LEVEL = 0.75 / 32  # of the mean distance: what is nearer is not on the lowest level
 _BLOCK = 64
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -238,7 +240,24 @@ def _is_closer(move: Any, old: Any, scale: Any) -> Any:
 
 
 @compiled
-def _even_step(positions: Any, moves: Any, olds: Any) -> Any:
+def _sized(scale: Any, level: Any) -> Any:
+    return np.float32(math.ldexp(np.float64(scale), np.int64(level)))
+
+
+@compiled
+def _find_levels(moves: Any, count: int, mean: float, levels: Any) -> None:
+    """`select.levels_of` the first `count`, of that mean distance."""
+    least, unit = 63, mean * LEAST_LEVEL
+    for j in range(count):
+        _, exponent = math.frexp(np.float64(abs(moves[j])) / unit)
+        levels[j] = min(max(exponent - 1, 0), 63)
+        least = min(least, np.int64(levels[j]))
+    for j in range(count):
+        levels[j] -= least
+
+
+@compiled
+def _even_step(positions: Any, moves: Any, olds: Any, levels: Any, levelled: bool) -> Any:
     """`select.even_step`: what is kept comes to the front, in order; gives how many, and the scale."""
     count, scale = len(positions), np.float32(0)
     while count:
@@ -246,10 +265,16 @@ def _even_step(positions: Any, moves: Any, olds: Any) -> Any:
         for j in range(count):
             total += np.float64(abs(moves[j]))
             largest = max(largest, abs(moves[j]))
-        scale = np.float32(total / count)
+        steps = np.float64(count)
+        if levelled:
+            _find_levels(moves, count, total / count, levels)
+            steps = 0.0
+            for j in range(count):
+                steps += math.ldexp(1.0, np.int64(levels[j]))
+        scale = np.float32(total / steps)
         closer, equal = 0, 0
         for j in range(count):
-            closer += _is_closer(moves[j], olds[j], scale)
+            closer += _is_closer(moves[j], olds[j], _sized(scale, levels[j]))
             equal += abs(moves[j]) == largest
         if closer == count:
             return count, scale
@@ -257,7 +282,7 @@ def _even_step(positions: Any, moves: Any, olds: Any) -> Any:
             return 0, scale
         kept = 0
         for j in range(count):
-            if _is_closer(moves[j], olds[j], scale) if closer else abs(moves[j]) == largest:
+            if _is_closer(moves[j], olds[j], _sized(scale, levels[j])) if closer else abs(moves[j]) == largest:
                 positions[kept], moves[kept], olds[kept] = positions[j], moves[j], olds[j]
                 kept += 1
         count = kept
@@ -265,28 +290,32 @@ def _even_step(positions: Any, moves: Any, olds: Any) -> Any:
 
 
 @compiled
-def move(positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int, deployed: Any, first: int) -> Any:
+def move(
+    positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int, deployed: Any, first: int, levelled: bool
+) -> Any:
     """Moves `deployed` towards the master by one even step at the best k of all candidates.
 
     Args:
         positions, moves, olds, scores, count: what `scan` found.
         first: the flat index of the first element of `deployed`.
+        levelled: as in `select.even_step`.
 
     Returns:
-        positions, old and new values, whether each moved down, scale, the shift of the digest (modulo 2^64), and the
-        smallest score among the best k (0 where there were fewer).
+        positions, old and new values, whether each moved down, scale, levels, the shift of the digest (modulo 2^64),
+        and the smallest score among the best k (0 where there were fewer).
     """
     chosen, sizes, old, least = best(positions, moves, olds, scores, count, k)
-    kept, scale = _even_step(chosen, sizes, old)
+    levels = np.zeros(len(chosen), np.uint8)
+    kept, scale = _even_step(chosen, sizes, old, levels, levelled)
     chosen, old = chosen[:kept], old[:kept]
     new, negative, shift = np.empty(kept, np.float32), np.empty(kept, np.bool_), np.uint64(0)
     for j in range(kept):
-        negative[j] = sizes[j] < 0
-        new[j] = np.float32(old[j] - scale) if negative[j] else np.float32(old[j] + scale)
+        negative[j], size = sizes[j] < 0, _sized(scale, levels[j])
+        new[j] = np.float32(old[j] - size) if negative[j] else np.float32(old[j] + size)
         shift += _mix(first + chosen[j], new[j]) - _mix(first + chosen[j], old[j])
     for j in range(kept):  # apart: these wait for memory, which what comes before can be done beside
         deployed[chosen[j]] = new[j]
-    return chosen, old, new, negative, scale, shift, least
+    return chosen, old, new, negative, scale, levels[:kept], shift, least
 
 
 @compiled

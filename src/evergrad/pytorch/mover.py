@@ -23,7 +23,7 @@ from evergrad.pytorch.tables import Table, find_tables
 from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 
 logger = logging.getLogger(__name__)
-ValuesAs = Literal["steps", "exact", "bf16"]
+ValuesAs = Literal["steps", "levels", "exact", "bf16"]
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
 _SPARE = 1024
@@ -47,6 +47,11 @@ def written(state: State, sections: Sequence[Section]) -> Moved | None:
     return Moved(tuple(sections), change)
 
 
+def told_levels(levels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8] | None:
+    """As `Steps` has them: None where all are 0."""
+    return levels if levels.any() else None
+
+
 class Mover(Protocol):
     """Moves the deployed weights towards the master."""
 
@@ -65,7 +70,8 @@ class ReferenceMover:
         pairs: what may move, ascending by offset.
         state: the deployed copy, which `pairs` are views of.
         check_finite: raises where a master is NaN or infinite.
-        values: "steps": float32 elements move by one scale; "exact": all are set to the master's values.
+        values: "steps": float32 elements move by one scale; "levels": by powers of two of it; "exact": all are set to
+            the master's values.
     """
 
     tables: Sequence[Table] = ()
@@ -100,11 +106,11 @@ class ReferenceMover:
             mine = slice(int(first), int(last))
             if first == last:
                 continue
-            if group.dtype == "F32" and self._values == "steps":
+            if group.dtype == "F32" and self._values in ("steps", "levels"):
                 own = self._state.arrays[number][indices[mine] - group.start]
-                kept, scale = even_step(moves[mine], own)
+                kept, scale, levels = even_step(moves[mine], own, levelled=self._values == "levels")
                 if len(kept):
-                    sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale))
+                    sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale, told_levels(levels)))
             else:
                 sections.append(Values(indices[mine], as_numpy(masters_at(pairs, indices[mine])), group.dtype))
         return written(self._state, sections)
@@ -147,12 +153,15 @@ def move_best(
     scores: npt.NDArray[np.float32],
     count: int,
     k: int,
+    *,
+    levelled: bool,
 ) -> tuple[Moved | None, float]:
     """Moves one float32 group of `state` by an even step at the best k of all candidates, by compiled code.
 
     Args:
         positions, moves, olds, scores: the candidates' places in the group, ascending, distances, deployed values and
             scores; the first `count` count.
+        levelled: as in `select.even_step`.
 
     Returns:
         What moved, None where nothing did; and the smallest score among the best k, 0 where there were fewer.
@@ -160,14 +169,15 @@ def move_best(
     from evergrad.pytorch import kernels
 
     first = state.schema.groups[group].start
-    found = kernels.move(positions, moves, olds, scores, count, k, state.arrays[group], first)
-    positions, old, new, negative, scale, shift, least = found
+    found = kernels.move(positions, moves, olds, scores, count, k, state.arrays[group], first, levelled)
+    positions, old, new, negative, scale, levels, shift, least = found
     if not len(positions):
         return None, float(least)
     after = (state.digest + int(shift)) & _MASK
     change = Change((GroupChange(group, positions, old, new),), state.digest, after)
     state.digest = after
-    return Moved((Steps(positions + first, negative, float(scale)),), change), float(least)
+    steps = Steps(positions + first, negative, float(scale), told_levels(levels))
+    return Moved((steps,), change), float(least)
 
 
 class CompiledMover:
@@ -285,7 +295,8 @@ class CompiledMover:
             best, moves, _, least = self._kernels.best(*self._candidates, count, k)
             moved = self._reference.write(self._pairs, best + self._first, moves)
         else:
-            moved, least = move_best(self._state, self._group, *self._candidates, count, k)
+            levelled = self._values == "levels"
+            moved, least = move_best(self._state, self._group, *self._candidates, count, k, levelled=levelled)
         self._aim.reach(float(least))
         return moved
 

@@ -18,6 +18,7 @@ from evergrad.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 _EPS = 1e-8  # `kernels.SALIENCY_EPS`
+_LEAST_LEVEL = 0.75 / 32  # `kernels.LEAST_LEVEL`
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,9 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     return torch.cat((above, equal)).sort().values
 
 
-def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32]) -> tuple[Indices, float]:
+def even_step(
+    moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], *, levelled: bool = False
+) -> tuple[Indices, float, npt.NDArray[np.uint8]]:
     """Which of the chosen elements move, all by one scale: their mean distance, and only where it brings them closer.
 
     Without the second condition, elements nearer than half the scale are overshot, and those whose half ulp is larger
@@ -236,30 +239,43 @@ def even_step(moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32])
     Args:
         moves: master - deployed of the chosen elements, finite, not zero.
         deployed: their deployed values.
+        levelled: each moves by the power of two of the scale that is nearest to its distance.
 
     Returns:
-        Positions in `moves`, ascending, and the scale; no positions where no float32 is closer.
+        Positions in `moves`, ascending, the scale, and the level of each; no positions where no float32 is closer.
 
     >>> even_step(np.float32([8, -7, 9, 1]), np.zeros(4, np.float32))
-    (array([0, 1, 2]), 8.0)
+    (array([0, 1, 2]), 8.0, array([0, 0, 0], dtype=uint8))
+    >>> even_step(np.float32([8, -7, 9, 1]), np.zeros(4, np.float32), levelled=True)
+    (array([0, 1, 2, 3]), 1.0, array([3, 3, 3, 0], dtype=uint8))
     """
     sizes = np.abs(moves).astype(np.float64)
-    kept = np.arange(len(moves))
+    kept, levels = np.arange(len(moves)), np.zeros(len(moves), np.uint8)
     while len(kept):
         # A running sum, from the first to the last: numpy's own order of addition differs between versions.
-        scale = np.float32(np.cumsum(sizes[kept])[-1] / len(kept))
-        closer = _closer(moves[kept], deployed[kept], scale)
+        total = np.cumsum(sizes[kept])[-1]
+        levels = levels_of(sizes[kept], total / len(kept)) if levelled else levels[: len(kept)]
+        scale = np.float32(total / np.cumsum(np.ldexp(1.0, levels.astype(np.int64)))[-1])
+        closer = _closer(moves[kept], deployed[kept], np.ldexp(scale, levels.astype(np.int32)))
         if closer.all():
-            return kept, float(scale)
+            return kept, float(scale), levels
         # The largest alone is the last resort: its own distance is a step that it can take.
         largest = sizes[kept] == sizes[kept].max()
         kept = kept[closer] if closer.any() else kept[largest & ~largest.all()]
-    return kept, 0.0
+    return kept, 0.0, levels[:0]
 
 
-def _closer(moves: npt.NDArray[Any], deployed: npt.NDArray[Any], scale: np.float32) -> npt.NDArray[np.bool_]:
+def levels_of(sizes: npt.NDArray[np.float64], mean: float) -> npt.NDArray[np.uint8]:
+    """Powers of two that distances are nearest to, the lowest 0; what is below a 32nd of their mean counts as that."""
+    _, exponents = np.frexp(sizes / (mean * _LEAST_LEVEL))
+    levels = np.clip(exponents - 1, 0, 63).astype(np.uint8)
+    found: npt.NDArray[np.uint8] = levels - levels.min()
+    return found
+
+
+def _closer(moves: npt.NDArray[Any], deployed: npt.NDArray[Any], steps: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     with np.errstate(over="ignore", invalid="ignore"):
-        after = deployed + np.where(moves < 0, -scale, scale)
+        after = deployed + np.where(moves < 0, -steps, steps)
         rest = moves.astype(np.float64) - (after.astype(np.float64) - deployed)
     result: npt.NDArray[np.bool_] = np.abs(rest) < np.abs(moves)
     return result
