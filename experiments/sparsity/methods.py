@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from evergrad.pytorch.mover import ValuesAs
-
 Deploy = Literal["dense", "sparse", "masked"]
 Forward = Literal["master", "deployed", "random", "between", "by-score", "by-lag"]
 Select = Literal["top", "random", "layer", "saliency"]
@@ -38,7 +36,7 @@ class Method:
     forward: Forward = "deployed"
     average: float | None = None
     select: Select = "top"
-    values: ValuesAs = "steps"
+    values: Literal["steps", "exact"] = "steps"
     margin: float = 0.0
     let_go: float = 0.0
     keep: float = 1.0
@@ -93,14 +91,6 @@ METHODS: dict[str, Method] = {
     "open-saliency-exact": Method(forward="master", select="saliency", values="exact"),
     "by-score-let-go-saliency-exact": Method(
         forward="by-score", margin=0.05, let_go=0.1, select="saliency", values="exact"
-    ),
-    "closed-levels": Method(values="levels"),
-    "open-levels": Method(forward="master", values="levels"),
-    "by-score-let-go-levels": Method(forward="by-score", margin=0.05, let_go=0.1, values="levels"),
-    "closed-saliency-levels": Method(select="saliency", values="levels"),
-    "open-saliency-levels": Method(forward="master", select="saliency", values="levels"),
-    "by-score-let-go-saliency-levels": Method(
-        forward="by-score", margin=0.05, let_go=0.1, select="saliency", values="levels"
     ),
     "closed-random-k": Method(select="random"),
     "open-random-k": Method(forward="master", select="random"),

@@ -239,7 +239,7 @@ def test_a_difference_of_finite_numbers_may_be_infinite() -> None:
 # -- the torch form -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", ["steps", "levels", "exact"])
+@pytest.mark.parametrize("values", ["steps", "exact"])
 @pytest.mark.parametrize("selector", [GlobalTopK, LayerTopK, RandomK, lambda: Threshold(0.02)])
 def test_torch_moves_the_same_on_a_device(selector: type[Selector], values: ValuesAs) -> None:
     model = model_of(SHAPES["convolutions"])

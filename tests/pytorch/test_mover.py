@@ -35,7 +35,7 @@ from tests.pytorch.copies import (
 )
 
 
-@pytest.mark.parametrize("values", ["steps", "levels", "exact"])
+@pytest.mark.parametrize("values", ["steps", "exact"])
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shapes", SHAPES)

@@ -184,7 +184,7 @@ def test_how_much_is_told_once_and_in_range(given: dict[str, Any], url: str) -> 
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("values", ["steps", "levels", "exact"])
+@pytest.mark.parametrize("values", ["steps", "exact"])
 @pytest.mark.parametrize("selector", [GlobalTopK, LayerTopK, RandomK, lambda: Threshold(1e-3)])
 def test_any_way_to_choose_and_to_tell(model_name: str, values: ValuesAs, selector: type[GlobalTopK], url: str) -> None:
     chosen: Selector = selector()

@@ -44,7 +44,7 @@ class Publishing:
     budget: str | None = None
     quality: float | None = None
     selector: Literal["distance", "saliency"] | None = None
-    values: Literal["steps", "levels", "exact", "bf16"] | None = None
+    values: Literal["steps", "exact", "bf16"] | None = None
     buffer_tolerance: float | None = None
     every_steps: int | None = None
     background: bool | None = None

@@ -168,8 +168,7 @@ class DeviceMover:
         if self._values == "exact":
             moved, least = self._set_best(positions, masters, moves, k)
         else:
-            candidates, levelled = (positions, moves, olds, np.abs(moves)), self._values == "levels"
-            moved, least = move_best(self._state, self._group, *candidates, count, k, levelled=levelled)
+            moved, least = move_best(self._state, self._group, positions, moves, olds, np.abs(moves), count, k)
         self._aim.reach(least)
         return moved
 

@@ -257,7 +257,7 @@ def _find_levels(moves: Any, count: int, mean: float, levels: Any) -> None:
 
 
 @compiled
-def _even_step(positions: Any, moves: Any, olds: Any, levels: Any, levelled: bool) -> Any:
+def _even_step(positions: Any, moves: Any, olds: Any, levels: Any) -> Any:
     """`select.even_step`: what is kept comes to the front, in order; gives how many, and the scale."""
     count, scale = len(positions), np.float32(0)
     while count:
@@ -265,14 +265,11 @@ def _even_step(positions: Any, moves: Any, olds: Any, levels: Any, levelled: boo
         for j in range(count):
             total += np.float64(abs(moves[j]))
             largest = max(largest, abs(moves[j]))
-        steps = np.float64(count)
-        if levelled:
-            _find_levels(moves, count, total / count, levels)
-            steps = 0.0
-            for j in range(count):
-                steps += math.ldexp(1.0, np.int64(levels[j]))
+        _find_levels(moves, count, total / count, levels)
+        steps, closer, equal = 0.0, 0, 0
+        for j in range(count):
+            steps += math.ldexp(1.0, np.int64(levels[j]))
         scale = np.float32(total / steps)
-        closer, equal = 0, 0
         for j in range(count):
             closer += _is_closer(moves[j], olds[j], _sized(scale, levels[j]))
             equal += abs(moves[j]) == largest
@@ -290,23 +287,20 @@ def _even_step(positions: Any, moves: Any, olds: Any, levels: Any, levelled: boo
 
 
 @compiled
-def move(
-    positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int, deployed: Any, first: int, levelled: bool
-) -> Any:
+def move(positions: Any, moves: Any, olds: Any, scores: Any, count: int, k: int, deployed: Any, first: int) -> Any:
     """Moves `deployed` towards the master by one even step at the best k of all candidates.
 
     Args:
         positions, moves, olds, scores, count: what `scan` found.
         first: the flat index of the first element of `deployed`.
-        levelled: as in `select.even_step`.
 
     Returns:
         positions, old and new values, whether each moved down, scale, levels, the shift of the digest (modulo 2^64),
         and the smallest score among the best k (0 where there were fewer).
     """
     chosen, sizes, old, least = best(positions, moves, olds, scores, count, k)
-    levels = np.zeros(len(chosen), np.uint8)
-    kept, scale = _even_step(chosen, sizes, old, levels, levelled)
+    levels = np.empty(len(chosen), np.uint8)
+    kept, scale = _even_step(chosen, sizes, old, levels)
     chosen, old = chosen[:kept], old[:kept]
     new, negative, shift = np.empty(kept, np.float32), np.empty(kept, np.bool_), np.uint64(0)
     for j in range(kept):

@@ -23,7 +23,7 @@ from evergrad.pytorch.tables import Table, find_tables
 from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 
 logger = logging.getLogger(__name__)
-ValuesAs = Literal["steps", "levels", "exact", "bf16"]
+ValuesAs = Literal["steps", "exact", "bf16"]
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
 _SPARE = 1024
@@ -70,8 +70,8 @@ class ReferenceMover:
         pairs: what may move, ascending by offset.
         state: the deployed copy, which `pairs` are views of.
         check_finite: raises where a master is NaN or infinite.
-        values: "steps": float32 elements move by one scale; "levels": by powers of two of it; "exact": all are set to
-            the master's values.
+        values: "steps": float32 elements move by powers of two of one scale; "exact": all are set to the master's
+            values.
     """
 
     tables: Sequence[Table] = ()
@@ -106,9 +106,9 @@ class ReferenceMover:
             mine = slice(int(first), int(last))
             if first == last:
                 continue
-            if group.dtype == "F32" and self._values in ("steps", "levels"):
+            if group.dtype == "F32" and self._values == "steps":
                 own = self._state.arrays[number][indices[mine] - group.start]
-                kept, scale, levels = even_step(moves[mine], own, levelled=self._values == "levels")
+                kept, scale, levels = even_step(moves[mine], own)
                 if len(kept):
                     sections.append(Steps(indices[mine][kept], moves[mine][kept] < 0, scale, told_levels(levels)))
             else:
@@ -153,15 +153,12 @@ def move_best(
     scores: npt.NDArray[np.float32],
     count: int,
     k: int,
-    *,
-    levelled: bool,
 ) -> tuple[Moved | None, float]:
     """Moves one float32 group of `state` by an even step at the best k of all candidates, by compiled code.
 
     Args:
         positions, moves, olds, scores: the candidates' places in the group, ascending, distances, deployed values and
             scores; the first `count` count.
-        levelled: as in `select.even_step`.
 
     Returns:
         What moved, None where nothing did; and the smallest score among the best k, 0 where there were fewer.
@@ -169,7 +166,7 @@ def move_best(
     from evergrad.pytorch import kernels
 
     first = state.schema.groups[group].start
-    found = kernels.move(positions, moves, olds, scores, count, k, state.arrays[group], first, levelled)
+    found = kernels.move(positions, moves, olds, scores, count, k, state.arrays[group], first)
     positions, old, new, negative, scale, levels, shift, least = found
     if not len(positions):
         return None, float(least)
@@ -295,8 +292,7 @@ class CompiledMover:
             best, moves, _, least = self._kernels.best(*self._candidates, count, k)
             moved = self._reference.write(self._pairs, best + self._first, moves)
         else:
-            levelled = self._values == "levels"
-            moved, least = move_best(self._state, self._group, *self._candidates, count, k, levelled=levelled)
+            moved, least = move_best(self._state, self._group, *self._candidates, count, k)
         self._aim.reach(float(least))
         return moved
 

@@ -70,8 +70,8 @@ class Publisher:
             closure passed to `optimizer.step` runs at the master always.
         selector: which elements of all tensors move. "distance": those that are furthest from the master; "saliency":
             those that are worth most to the loss, by Adam's second moments (`select.Saliency`); or one of your own.
-        values: "steps": what moves does so by one step up or down, one bit an element, and keeps the rest in the
-            master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
+        values: "steps": what moves does so by a power of two of one step, some two bits an element, and keeps the rest
+            in the master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
             tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
             density: at each version replicas hold `model.bfloat16()`, bit for bit (not with `forward="deployed"`).
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of

@@ -229,32 +229,30 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def even_step(
-    moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], *, levelled: bool = False
+    moves: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32]
 ) -> tuple[Indices, float, npt.NDArray[np.uint8]]:
-    """Which of the chosen elements move, all by one scale: their mean distance, and only where it brings them closer.
+    """Which of the chosen elements move, and how far: by the power of two of one scale that is nearest to the distance.
 
-    Without the second condition, elements nearer than half the scale are overshot, and those whose half ulp is larger
-    do not move at all: both are chosen again and again, for ever.
+    The scale is such that they move as far as they are away, in sum. Only what that brings closer moves: without this
+    condition, elements nearer than half their step are overshot, and those whose half ulp is larger do not move at all:
+    both are chosen again and again, for ever.
 
     Args:
-        moves: master - deployed of the chosen elements, finite, not zero.
+        moves: master - deployed of the chosen elements, not zero; infinite ones, of finite numbers, stay.
         deployed: their deployed values.
-        levelled: each moves by the power of two of the scale that is nearest to its distance.
 
     Returns:
         Positions in `moves`, ascending, the scale, and the level of each; no positions where no float32 is closer.
 
     >>> even_step(np.float32([8, -7, 9, 1]), np.zeros(4, np.float32))
-    (array([0, 1, 2]), 8.0, array([0, 0, 0], dtype=uint8))
-    >>> even_step(np.float32([8, -7, 9, 1]), np.zeros(4, np.float32), levelled=True)
     (array([0, 1, 2, 3]), 1.0, array([3, 3, 3, 0], dtype=uint8))
     """
     sizes = np.abs(moves).astype(np.float64)
-    kept, levels = np.arange(len(moves)), np.zeros(len(moves), np.uint8)
+    kept = np.flatnonzero(np.isfinite(moves))
     while len(kept):
         # A running sum, from the first to the last: numpy's own order of addition differs between versions.
         total = np.cumsum(sizes[kept])[-1]
-        levels = levels_of(sizes[kept], total / len(kept)) if levelled else levels[: len(kept)]
+        levels = levels_of(sizes[kept], total / len(kept))
         scale = np.float32(total / np.cumsum(np.ldexp(1.0, levels.astype(np.int64)))[-1])
         closer = _closer(moves[kept], deployed[kept], np.ldexp(scale, levels.astype(np.int32)))
         if closer.all():
@@ -262,7 +260,7 @@ def even_step(
         # The largest alone is the last resort: its own distance is a step that it can take.
         largest = sizes[kept] == sizes[kept].max()
         kept = kept[closer] if closer.any() else kept[largest & ~largest.all()]
-    return kept, 0.0, levels[:0]
+    return kept, 0.0, np.empty(0, np.uint8)
 
 
 def levels_of(sizes: npt.NDArray[np.float64], mean: float) -> npt.NDArray[np.uint8]:

@@ -58,8 +58,8 @@ def check_settings(forward: str, values: str, tolerance: float, every_steps: int
         raise ConfigError("forward", "must not be 'deployed' with values='bf16': training goes on in float32")
     if forward not in ("auto", "master", "deployed"):
         raise ConfigError("forward", f"must be 'auto', 'master' or 'deployed', not {forward!r}")
-    if values not in ("steps", "levels", "exact", "bf16"):
-        raise ConfigError("values", f"must be 'steps', 'levels', 'exact' or 'bf16', not {values!r}")
+    if values not in ("steps", "exact", "bf16"):
+        raise ConfigError("values", f"must be 'steps', 'exact' or 'bf16', not {values!r}")
     if not 0 <= tolerance < 1:
         raise ConfigError("buffer_tolerance", f"must lie in [0, 1), not {tolerance}")
     if every_steps is not None and every_steps < 1:
