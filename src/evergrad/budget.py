@@ -263,9 +263,9 @@ class Quality:
     A proportional-integral controller of log k (velocity form), with 0.9 of the bound as its aim: k grows or shrinks by
     at most a quarter a step. Where training has moved nothing far enough, nothing is sent.
 
-    Where one scale serves all moves of a step, more elements can mean a larger distance, for the scale falls with each:
-    elements that are nearer than half of it stay where they are, and far ones creep. So fewer moves than were due, at a
-    distance that is too large, mean too many, and k falls to an eighth of those moves (as a sender's window does when
+    Where the moves of a step share one scale, more elements can mean a larger distance, for what it cannot tell of
+    them: elements that are far nearer than their mean stay where they are. So fewer moves than were due, at a distance
+    that is too large, mean too many, and k falls to an eighth of those moves (as a sender's window does when
     packets are lost). A bound that no k can keep makes it search for the best one, up and down, for ever.
 
     Args:

@@ -51,7 +51,7 @@ def scan_of(moves: torch.Tensor, shapes: list[tuple[int, ...]], layout: str) -> 
         master = LAYOUTS[layout](part.reshape(shape).to(DEVICE))
         pairs.append(Pair("w", nn.Parameter(master), master, torch.zeros_like(master), offset))
         offset += part.numel()
-    return DeviceScan(pairs, torch.zeros(len(moves), device=DEVICE), 7)
+    return DeviceScan(pairs, torch.zeros(len(moves), device=DEVICE), 7, GlobalTopK())
 
 
 @kernels
@@ -65,7 +65,7 @@ def test_the_largest_are_those_of_torch_in_index_order(equal: bool, layout: str)
     for k in (1, 300, 6000, len(moves) + 9):
         expected = top_k(moves.abs(), k)
         count = scan.largest(k)
-        places, masters = scan.found(count)
+        places, masters, _ = scan.found(count)
         assert places.tolist() == expected.tolist()
         assert np.array_equal(masters, moves[expected].numpy())
 
@@ -78,9 +78,10 @@ def test_all_above_a_threshold_are_counted_and_those_that_have_room_are_given() 
         expected = (moves.abs() > threshold).nonzero().squeeze(1)
         count = scan.above(threshold, k)
         assert count == len(expected)
-        places, masters = scan.found(min(count, scan.room))
+        places, masters, scores = scan.found(min(count, scan.room))
         assert places.tolist() == expected[: scan.room].tolist()
         assert np.array_equal(masters, moves[expected].numpy()[: scan.room])
+        assert np.array_equal(scores, np.abs(masters))
     assert count == 0
 
 
@@ -91,10 +92,11 @@ def test_nothing_is_written_behind_the_room() -> None:
     scan = scan_of(torch.ones(50), [(50,)], "plain")
     aim = torch.zeros(4, dtype=torch.int64, device=DEVICE)
     places, masters = torch.full((10,), -1, device=DEVICE), torch.full((10,), -1.0, device=DEVICE)
-    collect(scan._units, scan._deployed, aim, places[:5], masters[:5])
+    scores = masters.clone()
+    collect(scan._units, scan._deployed, aim, places[:5], masters[:5], scores[:5])
     assert aim.tolist() == [0, 0, 0, 50]
     assert places.tolist() == [0, 1, 2, 3, 4, -1, -1, -1, -1, -1]
-    assert masters.tolist() == [1.0] * 5 + [-1.0] * 5
+    assert masters.tolist() == scores.tolist() == [1.0] * 5 + [-1.0] * 5
 
 
 @kernels
@@ -121,7 +123,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 assert not triton_kernels.INTERPRETED
-TYPES = {"deployed": "*fp32", "masters_out": "*fp32", "counts": "*i32", "room": "i32"}
+TYPES = {"deployed": "*fp32", "masters_out": "*fp32", "scores_out": "*fp32", "counts": "*i32", "room": "i32"}
 UNIT = {"SIZE": triton_kernels.UNIT}
 TALLY = {"SHIFT": 10, "COUNT": 1024} | UNIT
 for name, constants in (("_tally", TALLY), ("_narrow", {"COUNT": 2048}), ("_count", UNIT), ("_emit", UNIT)):

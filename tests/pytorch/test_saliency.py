@@ -98,7 +98,7 @@ def test_without_second_moments_it_is_the_global_top_k() -> None:
 
 
 def test_both_add_the_same_beside_a_root() -> None:
-    assert kernels.SALIENCY_EPS == select._EPS
+    assert kernels.SALIENCY_EPS == select.SALIENCY_EPS
 
 
 def test_second_moments_of_another_kind_are_left_to_the_reference() -> None:

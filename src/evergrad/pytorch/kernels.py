@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 UNIT = 8192
 COLUMNS = 7  # of a table of units
 SALIENCY_EPS = 1e-8  # beside the square root of a second moment, as in Adam's step
+MOST_LEVEL = 63  # of the format
 LEAST_LEVEL = 0.75 / 32  # of the mean distance: what is nearer is not on the lowest level
 _BLOCK = 64
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -241,17 +242,17 @@ def _is_closer(move: Any, old: Any, scale: Any) -> Any:
 
 @compiled
 def _sized(scale: Any, level: Any) -> Any:
-    return np.float32(math.ldexp(np.float64(scale), np.int64(level)))
+    return np.float32(math.ldexp(np.float64(scale), int(level)))
 
 
 @compiled
 def _find_levels(moves: Any, count: int, mean: float, levels: Any) -> None:
     """`select.levels_of` the first `count`, of that mean distance."""
-    least, unit = 63, mean * LEAST_LEVEL
+    least, unit = MOST_LEVEL, mean * LEAST_LEVEL
     for j in range(count):
         _, exponent = math.frexp(np.float64(abs(moves[j])) / unit)
-        levels[j] = min(max(exponent - 1, 0), 63)
-        least = min(least, np.int64(levels[j]))
+        levels[j] = min(max(exponent - 1, 0), MOST_LEVEL)
+        least = min(least, int(levels[j]))
     for j in range(count):
         levels[j] -= least
 
@@ -268,7 +269,7 @@ def _even_step(positions: Any, moves: Any, olds: Any, levels: Any) -> Any:
         _find_levels(moves, count, total / count, levels)
         steps, closer, equal = 0.0, 0, 0
         for j in range(count):
-            steps += math.ldexp(1.0, np.int64(levels[j]))
+            steps += math.ldexp(1.0, int(levels[j]))
         scale = np.float32(total / steps)
         for j in range(count):
             closer += _is_closer(moves[j], olds[j], _sized(scale, levels[j]))

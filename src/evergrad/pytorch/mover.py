@@ -18,12 +18,14 @@ import torch
 from torch import nn
 
 from evergrad.pytorch.bridge import as_numpy
+from evergrad.pytorch.moments import Moments
 from evergrad.pytorch.select import GlobalTopK, Indices, Pair, Saliency, Selector, even_step, masters_at, moves_of
 from evergrad.pytorch.tables import Table, find_tables
 from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 
 logger = logging.getLogger(__name__)
 ValuesAs = Literal["steps", "exact", "bf16"]
+COMPILABLE = (GlobalTopK, Saliency)
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
 _SPARE = 1024
@@ -181,7 +183,7 @@ class CompiledMover:
     """By numba: one pass over float32 tensors where they lie (see `kernels`).
 
     Args:
-        salient: what gives second moments to weigh distances with; None: the global top-k of distances.
+        selector: `GlobalTopK` or `Saliency`.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class CompiledMover:
         reference: ReferenceMover,
         values: ValuesAs,
         tables: Sequence[Table],
-        salient: Saliency | None = None,
+        selector: Selector,
     ) -> None:
         from evergrad.pytorch import kernels
 
@@ -201,7 +203,7 @@ class CompiledMover:
         self._group, group = next((n, g) for n, g in enumerate(state.schema.groups) if g.dtype == "F32")
         self._first, self._deployed = group.start, state.arrays[self._group]
         self._staged: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._salient, self._squares = salient, {pair.name: 0 for pair in pairs}
+        self._moments = Moments(pairs, selector, walks)
         self._aim, self._seen = Aim(), 0
         self.tables = tables
         by_name = {table.pair.name: table for table in tables}
@@ -249,33 +251,19 @@ class CompiledMover:
         return units
 
     def _point_at_squares(self, units: npt.NDArray[np.int64], pair: Pair) -> None:
-        squares = self._squares[pair.name]
+        squares = self._moments.addresses[pair.name]
         units[:, 6] = units[:, 0] - pair.master.data_ptr() + squares if squares else 0
 
-    def _find_squares(self) -> bool:
-        """Takes note of where second moments lie now: an optimizer makes them late, and may load others.
-
-        False: not where the scan can read them.
-        """
-        if self._salient is None:
-            return True
-        found = dict(zip(self._squares, self._salient.second_moments(self._pairs), strict=True))
-        squares = {name: 0 if moment is None else moment.data_ptr() for name, moment in found.items()}
-        if squares == self._squares:
-            return True
-        if not all(_lies_as(pair.master, found[pair.name]) for pair in self._pairs):
-            return False
-        self._squares = squares
+    def _point(self) -> None:
         for pair, part in zip(self._pairs, self._parts, strict=True):
             if not isinstance(part, Table):
                 self._point_at_squares(part, pair)
         if not self.tables:
             self._all = self._units_due()
-        return True
 
     def move(self, k: int) -> Moved | None:
         """As `ReferenceMover.move`."""
-        if not self._find_squares():
+        if not self._moments.look(self._point):
             return self._reference.move(k)
         for straight, master in self._staged:
             straight.copy_(master)
@@ -317,12 +305,9 @@ class CompiledMover:
         return -1 if bad >= 0 else int(count)
 
 
-def _lies_as(master: torch.Tensor, other: torch.Tensor | None) -> bool:
-    """Whether the scan can read both the same way, if there is another."""
-    if other is None:
-        return True
-    readable = master.is_contiguous() or transposed_shape(master) is not None
-    return readable and other.dtype == torch.float32 and other.is_cpu and other.stride() == master.stride()
+def walks(tensor: torch.Tensor) -> bool:
+    """Whether the scan reads a tensor where it lies."""
+    return tensor.is_contiguous() or transposed_shape(tensor) is not None
 
 
 def transposed_shape(tensor: torch.Tensor) -> tuple[int, int, int] | None:
@@ -360,14 +345,12 @@ def make_mover(
     """
     reference = ReferenceMover(pairs, state, check_finite, selector, values)
     found = pairs()
-    compiles = type(selector) in (GlobalTopK, Saliency)
-    if not compiles or not found or any(pair.master.dtype != torch.float32 for pair in found):
+    if type(selector) not in COMPILABLE or not found or any(pair.master.dtype != torch.float32 for pair in found):
         return reference
     if not COMPILED:
         say_that_torch_selects("numba is not installed: pip install numba")
         return reference
-    salient = selector if isinstance(selector, Saliency) else None
-    return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found), salient)
+    return CompiledMover(found, state, check_finite, reference, values, find_tables(model, found), selector)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ Cordonnier, Jaggi 2018, "Sparsified SGD with Memory"):
 
     optimizer.step():   pre-hook    parameters show the master u
                         the step    u moves, densely, by whatever the optimizer does
-                        post-hook   the k largest |u - w| are chosen; the deployed w moves there by exact steps;
+                        post-hook   the k elements whose u - w is worth most are chosen; w moves there by exact steps;
                                     closed loop: parameters show w again
     publish():          what has moved since the last time becomes the next version in the log
 """
@@ -68,12 +68,13 @@ class Publisher:
             "deployed" (closed loop): gradients see what users see. "auto": as "master" until `score` says that the
             deployed weights cannot follow, then as "deployed"; see docs/sparsity.md for what each is good for. A
             closure passed to `optimizer.step` runs at the master always.
-        selector: which elements of all tensors move. "distance": those that are furthest from the master; "saliency":
-            those that are worth most to the loss, by Adam's second moments (`select.Saliency`); or one of your own.
-        values: "steps": what moves does so by a power of two of one step, some two bits an element, and keeps the rest
-            in the master; "exact": it becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32
-            tensors are deployed in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the
-            density: at each version replicas hold `model.bfloat16()`, bit for bit (not with `forward="deployed"`).
+        selector: which elements of all tensors move. "saliency", the default: those that are worth most to the loss, by
+            Adam's second moments (`select.Saliency`); "distance", the default with `quality` and where there is no
+            optimizer: those that are furthest from the master; or one of your own.
+        values: "steps": what moves does so by a power of two of one step, and keeps the rest in the master; "exact": it
+            becomes the master's value, as 4 bytes an element or a little less. "bf16": all float32 tensors are deployed
+            in bfloat16, and every element whose bfloat16 value has changed is sent, whatever the density: at each
+            version replicas hold `model.bfloat16()`, bit for bit (not with `forward="deployed"`).
         buffer_tolerance: an element of a floating-point buffer is sent when it is off by more than this fraction of
             itself (BatchNorm's statistics: of a channel's deviation), rounded to within. 0: exactly, whenever it moves.
         every_steps: publishes by itself after each so many optimizer steps; None: when `publish` is called.
@@ -108,7 +109,7 @@ class Publisher:
         budget: str | None = None,
         quality: float | None = None,
         forward: settings.Forward = "auto",
-        selector: Selector | settings.Selection = "distance",
+        selector: Selector | settings.Selection | None = None,
         values: ValuesAs = "steps",
         buffer_tolerance: float = 0.02,
         every_steps: int | None = None,
@@ -133,17 +134,17 @@ class Publisher:
         require_free(optimizer)
         self._model, self._optimizer, self._factory, self._program = model, optimizer, factory, program
         self._example: Batch | None = None  # of `record`
-        self._tolerance, self._clock, self._every_steps = buffer_tolerance, clock, every_steps
-        self._steps, self._select_s, self._attached = 0, 0.0, False
         require_finite(model)
         self._cast = torch.bfloat16 if values == "bf16" else None
         self._at_publish = optimizer is None or values == "bf16"
         self._choice = Choice() if forward == "auto" and not self._at_publish else None
-        self._forward, self._values, self._selector = forward, values, settings.selector_of(selector, optimizer)
-        self._sent: deque[tuple[int, int]] = deque()
+        self._forward, self._values, self._tolerance = forward, values, buffer_tolerance
+        self._selector = settings.selector_of(selector, optimizer, quality)
+        self._sent, self._stepped = deque[tuple[int, int]](), list[Any]()
         self._last: Change | None = None
-        self._due, self._on_published, self._background = 0, on_published, background
-        self._stepped: list[Any] = []
+        self._on_published, self._background = on_published, background
+        self._clock, self._every_steps = clock, every_steps
+        self._steps, self._select_s, self._due, self._attached = 0, 0.0, 0, False
         self._unfinished = False  # whether a generation has taken a version of the log, and has not begun
         begun = begin(self._log, model, factory, self._cast, resume if not background else None)
         self._run = begun.run
@@ -311,8 +312,8 @@ class Publisher:
         self._due = self._amount.due(self._clock())
         moved, count = self._mover.move(self._due) if self._due else None, 0
         self._last = moved.change if moved is not None else None
+        self._take(moved)
         if moved is not None:
-            self._take(moved)
             count = sum(len(section.indices) for section in moved.sections)
             self._pending.moved += count
         self._amount.moved(count, self._weights.distance() if self._amount.needs_distance else None)
@@ -324,12 +325,12 @@ class Publisher:
             self._on_published(published)
 
     def _take_in(self, sections: Sequence[Section]) -> None:
-        if (moved := written(self._state, sections)) is not None:
-            self._take(moved)
+        self._take(written(self._state, sections))
 
-    def _take(self, moved: Moved) -> None:
-        self._weights.follow(moved.change)
-        self._pending.add(moved.sections, moved.change)
+    def _take(self, moved: Moved | None) -> None:
+        if moved is not None:
+            self._weights.follow(moved.change)
+            self._pending.add(moved.sections, moved.change)
 
     def state_dict(self) -> dict[str, Any]:
         """Both copies of the weights and all else that it goes on from, for a checkpoint beside the optimizer's.

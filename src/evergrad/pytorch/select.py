@@ -17,7 +17,8 @@ from torch import nn
 from evergrad.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
-_EPS = 1e-8  # `kernels.SALIENCY_EPS`
+SALIENCY_EPS = 1e-8  # as in `kernels`
+_MOST_LEVEL = 63  # of the format
 _LEAST_LEVEL = 0.75 / 32  # `kernels.LEAST_LEVEL`
 
 
@@ -156,7 +157,7 @@ def _best_of_all(pairs: Sequence[Pair], k: int, squares: Sequence[torch.Tensor |
     for pair, own, target in zip(pairs, squares, torch.split(scores, sizes), strict=True):
         _score(pair, target)
         if own is not None:
-            target.mul_(own.reshape(-1).float().sqrt().add_(_EPS).sqrt_())
+            target.mul_(own.reshape(-1).float().sqrt().add_(SALIENCY_EPS).sqrt_())
     return _flat(top_k(scores, k).cpu().numpy(), pairs)
 
 
@@ -266,7 +267,7 @@ def even_step(
 def levels_of(sizes: npt.NDArray[np.float64], mean: float) -> npt.NDArray[np.uint8]:
     """Powers of two that distances are nearest to, the lowest 0; what is below a 32nd of their mean counts as that."""
     _, exponents = np.frexp(sizes / (mean * _LEAST_LEVEL))
-    levels = np.clip(exponents - 1, 0, 63).astype(np.uint8)
+    levels = np.clip(exponents - 1, 0, _MOST_LEVEL).astype(np.uint8)
     found: npt.NDArray[np.uint8] = levels - levels.min()
     return found
 

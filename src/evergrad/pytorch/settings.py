@@ -24,7 +24,12 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, f
         raise ConfigError("optimizer", "holds no parameter of the model; make it from model.parameters()")
 
 
-def selector_of(selector: Selector | Selection, optimizer: torch.optim.Optimizer | None) -> Selector:
+def selector_of(
+    selector: Selector | Selection | None, optimizer: torch.optim.Optimizer | None, quality: float | None = None
+) -> Selector:
+    """None: by what a move is worth, where that is known, and where nearness is not what is asked for."""
+    if selector is None:
+        selector = "distance" if optimizer is None or quality is not None else "saliency"
     if not isinstance(selector, str):
         return selector
     if selector not in ("distance", "saliency"):

@@ -1,8 +1,10 @@
 """Selection on a device, by Triton: the very elements that the CPU would choose, with nothing on the host in between.
 
-    tally, narrow   three times each: the bits of the k-th largest |master - deployed|, eleven or ten at a time
+    tally, narrow   three times each: the bits of the k-th largest score, eleven or ten at a time
     count           how many elements of each unit lie above a threshold, and how many at it
-    emit            their places and masters, in index order; of those at the threshold the first ones
+    emit            their places, masters and scores, in index order; of those at the threshold the first ones
+
+An element's score is its distance |master - deployed|, or that times a weight of its own (`select.Saliency`).
 
 One launch is for all tensors: a program takes one row of a table, a unit of at most `UNIT` elements of one tensor. A
 threshold that is known beforehand needs only `count` and `emit`, which read the weights twice; `find` reads them three
@@ -26,10 +28,12 @@ import triton
 import triton.language as tl
 
 from evergrad.pytorch.mover import transposed_shape
-from evergrad.pytorch.select import Pair
+from evergrad.pytorch.select import SALIENCY_EPS, Pair
 
 UNIT = 4096
-_COLUMNS = tl.constexpr(6)
+COLUMNS = 7
+_COLUMNS = tl.constexpr(COLUMNS)
+_EPS = tl.constexpr(SALIENCY_EPS)
 _INFINITY = tl.constexpr(0x7F800000)
 _DIGITS = ((20, 11), (10, 10), (0, 10))
 BINS = 1 << max(bits for _, bits in _DIGITS)
@@ -42,7 +46,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 @compiled
 def _elements(units, deployed, unit, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Places in `deployed`, masters, and the bits of |master - deployed| (-1 behind the unit's end)."""
+    """Places in `deployed`, masters, and the bits of their scores (-1 behind the unit's end)."""
     row = units + unit * _COLUMNS
     master = tl.load(row).to(tl.pointer_type(tl.float32))
     places, start = tl.load(row + 1) + tl.arange(0, SIZE), tl.load(row + 2)
@@ -55,13 +59,17 @@ def _elements(units, deployed, unit, SIZE: tl.constexpr):  # type: ignore[no-unt
         at = (((rows // channels) * inner + here % inner) * channels + rows % channels).to(tl.int64)
     ours = tl.load(master + at, mask=inside, other=0.0)
     theirs = tl.load(deployed + places, mask=inside, other=0.0)
-    bits = (ours - theirs).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    score, squares = tl.abs(ours - theirs), tl.load(row + 6)
+    if squares != 0:
+        own = tl.load(squares.to(tl.pointer_type(tl.float32)) + at, mask=inside, other=0.0)
+        score = score * tl.sqrt_rn(tl.sqrt_rn(own) + _EPS)
+    bits = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return places, ours, tl.where(inside, bits, -1)
 
 
 @compiled
 def _tally(units, deployed, aim, bins, SHIFT: tl.constexpr, COUNT: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Counts the digits above bit SHIFT of the distances whose higher bits are those of `aim`."""
+    """Counts the digits above bit SHIFT of the scores whose higher bits are those of `aim`."""
     _, _, bits = _elements(units, deployed, tl.program_id(0), SIZE)
     digits = bits >> SHIFT
     mine = (bits > 0) & (digits // COUNT == tl.load(aim))
@@ -97,7 +105,7 @@ def _count(units, deployed, aim, counts, SIZE: tl.constexpr):  # type: ignore[no
 
 
 @compiled
-def _emit(units, deployed, aim, counts, sums, places_out, masters_out, room, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _emit(units, deployed, aim, counts, sums, places_out, masters_out, scores_out, room, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     unit, all_units = tl.program_id(0), tl.num_programs(0)
     threshold, most_equal = tl.load(aim), tl.load(aim + 1)
     above, equal = tl.load(counts + unit), tl.load(counts + all_units + unit)
@@ -115,6 +123,7 @@ def _emit(units, deployed, aim, counts, sums, places_out, masters_out, room, SIZ
         kept = chosen & (slots < room)
         tl.store(places_out + slots, places, mask=kept)
         tl.store(masters_out + slots, ours, mask=kept)
+        tl.store(scores_out + slots, bits.to(tl.float32, bitcast=True), mask=kept)
 
 
 INTERPRETED = not isinstance(_emit, triton.JITFunction)
@@ -125,7 +134,8 @@ SUPPORTED = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3
 
 def units_of(pair: Pair, master: torch.Tensor, first: int) -> npt.NDArray[np.int64]:
     """Rows of the table: address of the master, place in the deployed copy of the unit's first element, its place in
-    the tensor, length, and, where the master lies transposed, its channels and inner size (else 0).
+    the tensor, length, and, where the master lies transposed, its channels and inner size (else 0); and the address of
+    as many second moments, which lie as the master does (0, as here: distances count plainly).
 
     Args:
         master: contiguous, or transposed as `transposed_shape` says.
@@ -133,7 +143,7 @@ def units_of(pair: Pair, master: torch.Tensor, first: int) -> npt.NDArray[np.int
     """
     size = master.numel()
     starts = np.arange(0, size, UNIT, dtype=np.int64)
-    units = np.zeros((len(starts), 6), np.int64)
+    units = np.zeros((len(starts), COLUMNS), np.int64)
     units[:, 0], units[:, 1], units[:, 2] = master.data_ptr(), pair.offset - first + starts, starts
     units[:, 3] = np.minimum(UNIT, size - starts)
     shape = transposed_shape(master)
@@ -143,9 +153,9 @@ def units_of(pair: Pair, master: torch.Tensor, first: int) -> npt.NDArray[np.int
 
 
 def find(units: torch.Tensor, deployed: torch.Tensor, aim: torch.Tensor, bins: torch.Tensor) -> None:
-    """Turns `aim` from [0, k, ...] into the bits of the k-th largest distance, and how many elements of it are due.
+    """Turns `aim` from [0, k, ...] into the bits of the k-th largest score, and how many elements of it are due.
 
-    Where fewer than k elements have moved, it is the smallest distance that is not 0.
+    Where fewer than k elements have moved, it is the smallest score that is not 0.
 
     Args:
         bins: int64 [`BINS`], zero; it is zero again afterwards.
@@ -156,19 +166,20 @@ def find(units: torch.Tensor, deployed: torch.Tensor, aim: torch.Tensor, bins: t
 
 
 def collect(
-    units: torch.Tensor, deployed: torch.Tensor, aim: torch.Tensor, places: torch.Tensor, masters: torch.Tensor
-) -> None:
-    """Puts the elements above the threshold of `aim`, and the first of those at it, into `places` and `masters`.
+    units: torch.Tensor, deployed: torch.Tensor, aim: torch.Tensor,
+    places: torch.Tensor, masters: torch.Tensor, scores: torch.Tensor,
+) -> None:  # fmt: skip
+    """Puts the elements above the threshold of `aim`, and the first of those at it, into the last three.
 
     Args:
-        units: int64 [n, 6] (see `units_of`), n at least 1.
+        units: int64 [n, 7] (see `units_of`), n at least 1.
         deployed: float32, flat.
         aim: int64 [4]: bits of the threshold, how many elements at it are due; then, as results: 1 where something is
             not finite (it stays otherwise), and how many elements are due.
-        places, masters: int64 and float32, of one length; what is more than that is left out.
+        places, masters, scores: int64 and twice float32, of one length; what is more than that is left out.
     """
     counts = torch.empty((2, len(units)), dtype=torch.int32, device=units.device)
     grid, room = (len(units),), len(places)
     _count[grid](units, deployed, aim, counts, SIZE=UNIT, num_warps=8)
     sums = counts.cumsum(1)
-    _emit[grid](units, deployed, aim, counts, sums, places, masters, room, SIZE=UNIT, num_warps=8)
+    _emit[grid](units, deployed, aim, counts, sums, places, masters, scores, room, SIZE=UNIT, num_warps=8)
