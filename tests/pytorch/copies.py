@@ -15,7 +15,7 @@ from evergrad.pytorch.bridge import schema_of, state_views
 from evergrad.pytorch.cuda import make_device_mover
 from evergrad.pytorch.mirror import Mirror
 from evergrad.pytorch.mover import Moved, ReferenceMover, make_mover
-from evergrad.pytorch.select import GlobalTopK, Pair, Selector
+from evergrad.pytorch.select import GlobalTopK, Pair, Saliency, Selector
 from evergrad.update import State
 
 SHAPES = {
@@ -107,6 +107,30 @@ class Copies:
     def train(self, gradients: Sequence[torch.Tensor]) -> None:
         for pair, gradient in zip(self.pairs, gradients, strict=True):
             pair.master.add_(gradient.to(pair.master.device))
+
+
+class SecondMoments:
+    """An optimizer whose second moments are as a test wants them, laid as the masters are, and on a device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lay: Callable[[torch.Tensor], torch.Tensor] = lay_plain,
+        device: str | None = None,
+    ) -> None:
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, amsgrad=True)
+        self.selector, self._lay, self._device = Saliency(self.optimizer), lay, device
+
+    def put(self, generator: torch.Generator, *, anew: bool) -> None:
+        """New ones of all tensors but the last, in their place or `anew`; many of them 0."""
+        for parameter in self.parameters[: max(1, len(self.parameters) - 1)]:
+            drawn = torch.rand(parameter.shape, generator=generator).pow(20).mul(1e-3)
+            state = self.optimizer.state[parameter]
+            if anew:
+                state["exp_avg_sq"] = self._lay(drawn.to(device=self._device))
+            else:
+                state["exp_avg_sq"].copy_(drawn)
 
 
 def indices_of(copies: Copies, k: int) -> npt.NDArray[np.int64]:

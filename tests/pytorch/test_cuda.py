@@ -25,7 +25,17 @@ from evergrad.pytorch.mirror import Mirror
 from evergrad.pytorch.mover import ReferenceMover, ValuesAs
 from evergrad.pytorch.select import GlobalTopK, LayerTopK, Pair, RandomK, Selector, Threshold, top_k
 from evergrad.update import State, digest
-from tests.pytorch.copies import LAYOUTS, SHAPES, Copies, gradients_of, lay_plain, lay_transposed, model_of, same
+from tests.pytorch.copies import (
+    LAYOUTS,
+    SHAPES,
+    Copies,
+    SecondMoments,
+    gradients_of,
+    lay_plain,
+    lay_transposed,
+    model_of,
+    same,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 kernels = pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="Triton has no wheel for this platform")
@@ -179,6 +189,34 @@ def test_kernels_and_reference_move_the_same(shapes: str, layout: str, coarse: b
         moved_something |= mine is not None
         assert_mirrored(ours)
     assert moved_something
+
+
+@kernels
+@pytest.mark.parametrize("values", ["steps", "exact"])
+@pytest.mark.parametrize(
+    ("shapes", "layout"), [("layers", "plain"), ("convolutions", "transposed"), ("one", "reversed")]
+)
+def test_kernels_weigh_by_second_moments_as_the_reference_does(shapes: str, layout: str, values: ValuesAs) -> None:
+    model = model_of(SHAPES[shapes])
+    mine, theirs = SecondMoments(model, LAYOUTS[layout], DEVICE), SecondMoments(model)
+    ours = Copies(model, LAYOUTS[layout], mine.selector, values, device=DEVICE)
+    reference = Copies(model, lay_plain, theirs.selector, values, compiled=False)
+    plain = Copies(model, lay_plain, values=values, compiled=False)
+    assert isinstance(ours.mover, DeviceMover)
+    generator, differs = torch.Generator().manual_seed(3), False
+    for step in range(12):
+        if step >= 2:
+            for moments in (mine, theirs):
+                moments.put(torch.Generator().manual_seed(step), anew=step in (2, 7))
+        gradients = gradients_of(reference, generator, coarse=False)
+        for copies in (ours, reference, plain):
+            copies.train(gradients)
+        k = (1, 3, 50, 10**6)[step % 4]
+        found, expected = ours.move(k), reference.move(k)
+        assert same(found, expected)
+        differs |= not same(plain.move(k), found)
+        assert_mirrored(ours)
+    assert differs
 
 
 @kernels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,29 +13,19 @@ from evergrad.pytorch import kernels, mover, select
 from evergrad.pytorch.mover import CompiledMover
 from evergrad.pytorch.select import GlobalTopK, Saliency, Selector
 from evergrad.pytorch.settings import Forward
-from tests.pytorch.copies import LAYOUTS, SHAPES, Copies, at_zero, gradients_of, indices_of, lay_plain, model_of, same
+from tests.pytorch.copies import (
+    LAYOUTS,
+    SHAPES,
+    Copies,
+    SecondMoments,
+    at_zero,
+    gradients_of,
+    indices_of,
+    lay_plain,
+    model_of,
+    same,
+)
 from tests.pytorch.models import batch_norm, train
-
-Lay = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Moments:
-    """An optimizer whose second moments are as a test wants them, laid as the masters are."""
-
-    def __init__(self, model: torch.nn.Module, lay: Lay = lay_plain) -> None:
-        self.parameters = list(model.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, amsgrad=True)
-        self.selector, self._lay = Saliency(self.optimizer), lay
-
-    def put(self, generator: torch.Generator, *, anew: bool) -> None:
-        """New ones of all tensors but the last, in their place or `anew`; many of them 0."""
-        for parameter in self.parameters[: max(1, len(self.parameters) - 1)]:
-            drawn = torch.rand(parameter.shape, generator=generator).pow(20).mul(1e-3)
-            state = self.optimizer.state[parameter]
-            if anew:
-                state["exp_avg_sq"] = self._lay(drawn)
-            else:
-                state["exp_avg_sq"].copy_(drawn)
 
 
 @pytest.mark.parametrize("values", ["steps", "exact"])
@@ -44,7 +34,7 @@ class Moments:
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_compiled_and_reference_move_the_same(shapes: str, layout: str, coarse: bool, values: mover.ValuesAs) -> None:
     model = model_of(SHAPES[shapes])
-    mine, theirs = Moments(model, LAYOUTS[layout]), Moments(model)
+    mine, theirs = SecondMoments(model, LAYOUTS[layout]), SecondMoments(model)
     ours = Copies(model, LAYOUTS[layout], mine.selector, values)
     reference = Copies(model, lay_plain, theirs.selector, values, compiled=False)
     plain = Copies(model, lay_plain, values=values)
@@ -119,9 +109,7 @@ def test_a_replica_of_what_it_chooses_is_the_deployed_model(
 ) -> None:
     model = batch_norm()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, amsgrad=True)
-    with evergrad.Publisher(
-        model, optimizer, any_url, density=0.05, forward=forward, selector="saliency", values=values
-    ) as publisher:
+    with evergrad.Publisher(model, optimizer, any_url, density=0.05, forward=forward, values=values) as publisher:
         assert isinstance(publisher._mover, CompiledMover)
         assert isinstance(publisher._selector, Saliency)
         for _ in train(model, optimizer, 12):
@@ -129,6 +117,18 @@ def test_a_replica_of_what_it_chooses_is_the_deployed_model(
         replica = evergrad.Replica(any_url)
         assert replica.sync() == publisher.version > 0
         assert replica.digest == publisher.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({}, Saliency), ({"quality": 0.1}, GlobalTopK), ({"selector": "distance"}, GlobalTopK)],
+)
+def test_worth_is_what_goes_by_default_where_it_is_known(settings: dict[str, Any], kind: type[Selector]) -> None:
+    model = model_of([(3,)])
+    with evergrad.Publisher(model, torch.optim.Adam(model.parameters()), "memory:known", **settings) as publisher:
+        assert type(publisher._selector) is kind
+    with evergrad.Publisher(model, None, "memory:unknown") as publisher:
+        assert type(publisher._selector) is GlobalTopK
 
 
 def test_what_cannot_be_chosen_by_is_named() -> None:
