@@ -53,6 +53,10 @@ class ByScore:
     def __init__(self, margin: float = 0.0, let_go: float = 0.0) -> None:
         self._choice = Online(margin, let_go)
 
+    def wants_score(self) -> bool:
+        """Whether this batch is to be scored; asked once for each."""
+        return self._choice.wants_score()
+
     def scored(self, deployed: float, master: float) -> None:
         """Takes note of both copies' losses on a batch that neither has learned from."""
         self._choice.score(deployed, master)

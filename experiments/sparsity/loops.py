@@ -104,7 +104,7 @@ class Loop:
         """Takes note of what the deployed model said about fresh examples, and asks the master where that is needed."""
         loss = float(self._loss(outputs, y).mean())
         self._pace.stepped(loss)
-        if isinstance(self._choice, ByScore):
+        if isinstance(self._choice, ByScore) and self._choice.wants_score():
             x, y, outputs = (each[-self._scored :] for each in (x, y, outputs))
             losses = (float(self._loss(each, y).mean()) for each in (outputs, _outputs(self.master, x)))
             self._choice.scored(*losses)

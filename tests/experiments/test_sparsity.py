@@ -68,11 +68,11 @@ def master(loop: Loop) -> torch.Tensor:
 
 
 def published(
-    folder: Path, forward: Any, before: Callable[[int, Publisher], None] = lambda *_: None
+    folder: Path, before: Callable[[int, Publisher], None] = lambda *_: None, **settings: Any
 ) -> tuple[torch.Tensor, str]:
     """What the library's loop deploys after `STEPS` steps, and its digest. `before`: called before each."""
     model, optimizer = small()
-    with Publisher(model, optimizer, f"file:{folder}", density=0.05, forward=forward) as publisher:
+    with Publisher(model, optimizer, f"file:{folder}", density=0.05, **settings) as publisher:
         for step, (x, y) in enumerate(batches()):
             before(step, publisher)
             model.train()
@@ -85,8 +85,12 @@ def published(
 
 
 @pytest.mark.parametrize(("name", "forward"), [("open", "master"), ("closed", "deployed")])
-def test_both_loops_are_the_librarys_bit_for_bit(name: str, forward: Any, tmp_path: Path) -> None:
-    expected, digest = published(tmp_path / "own", forward)
+@pytest.mark.parametrize(("suffix", "selector"), [("", "distance"), ("-saliency", "saliency")])
+def test_both_loops_are_the_librarys_bit_for_bit(
+    name: str, forward: str, suffix: str, selector: str, tmp_path: Path
+) -> None:
+    expected, digest = published(tmp_path / "own", forward=forward, selector=selector)
+    name += suffix
     found = looped(name, tmp_path / "study")
     assert torch.equal(deployed(found), expected)
     assert found.finish()["digest"] == digest
@@ -100,8 +104,8 @@ def test_the_online_choice_is_the_librarys_bit_for_bit(tmp_path: Path) -> None:
         publisher.score(*told[step % len(told)])
         closed.append(publisher.closed)
 
-    expected, digest = published(tmp_path / "own", "auto", score)
-    found = looped("by-score-let-go", tmp_path / "study", told=told)
+    expected, digest = published(tmp_path / "own", score)
+    found = looped("by-score-let-go-saliency", tmp_path / "study", told=told)
     assert torch.equal(deployed(found), expected)
     assert found.finish()["digest"] == digest
     assert {True, False} == {*closed}

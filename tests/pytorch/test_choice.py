@@ -33,6 +33,26 @@ def test_the_deployed_copy_is_chosen_where_it_is_clearly_behind() -> None:
     assert not choice.closed
 
 
+def test_where_the_deployed_copy_follows_few_scores_will_do() -> None:
+    choice = Choice()
+
+    def asked(times: int, scores: tuple[float, float]) -> int:
+        wanted = 0
+        for _ in range(times):
+            if choice.wants_score():
+                wanted += 1
+                choice.score(*scores)
+        return wanted
+
+    assert asked(50, LEVEL) == 50
+    assert asked(100, LEVEL) == 25
+    assert asked(100, BEHIND) >= 97  # from the first score on that shows it
+    assert asked(400, AHEAD) < 200
+    again = Choice()
+    again.load_state_dict(choice.state_dict())
+    assert [again.wants_score() for _ in range(8)] == [choice.wants_score() for _ in range(8)]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_losses_that_are_not_finite_say_nothing(bad: float) -> None:
     choice = Choice()
@@ -74,7 +94,7 @@ def test_parameters_show_the_copy_that_was_chosen(url: str) -> None:
     model = channels_last()
     optimizer = sgd(model)
     with Publisher(model, optimizer, url, density=0.02) as publisher:
-        assert publisher.chooses
+        assert publisher.choice is not None
         for scores, closed in ((LEVEL, False), (BEHIND, True), (BEHIND, True), (AHEAD, False)):
             for _ in range(100 if scores == AHEAD else 1):
                 publisher.score(*scores)
@@ -116,7 +136,7 @@ def test_a_loop_that_was_named_does_not_choose(given: str, url: str) -> None:
     model = linear()
     with Publisher(model, sgd(model), url, forward=given) as publisher:  # type: ignore[arg-type]
         publisher.score(*BEHIND)
-        assert not publisher.chooses
+        assert publisher.choice is None
         assert publisher.closed == (given == "deployed")
 
 
@@ -124,7 +144,7 @@ def test_a_model_that_no_optimizer_steps_is_followed_whatever_it_scores(url: str
     model = linear()
     with Publisher(model, None, url) as publisher:
         publisher.score(*BEHIND)
-        assert (publisher.chooses, publisher.closed) == (False, False)
+        assert (publisher.choice, publisher.closed) == (None, False)
 
 
 def test_a_checkpoint_holds_the_choice(url: str) -> None:

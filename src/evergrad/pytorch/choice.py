@@ -16,11 +16,12 @@ from typing import Any
 _FADE = 0.98  # the weight of what was seen a score ago: some fifty scores count
 _MOST_LET_GO = 0.5  # of master - deployed, at a step
 _LEAST_SCORED, _BATCH_PER_SCORED = 8, 16
+_FIRST_ASKED, _ONE_IN = 50, 4
 _WAITS = 0.9  # small parts wait until no more than this is left: dropping them costs a pass over all weights
 
 
 def examples_to_score(batch_size: int) -> int:
-    """How many new examples to score the master on, so that this costs no more than 2% of a training step.
+    """How many new examples to score the master on, so that this costs little of a training step.
 
     Forward passes take a third of training, and of those it is a sixteenth; but at least eight examples.
     """
@@ -41,8 +42,18 @@ class Choice:
     def __init__(self, margin: float = 0.05, let_go: float = 0.1) -> None:
         self._margin, self._let_go = margin, let_go
         self._deployed = self._master = 0.0
-        self._kept = 1.0
+        self._kept, self._asked = 1.0, 0
         self.closed = False
+
+    def wants_score(self) -> bool:
+        """Whether to score both copies on new examples; to be asked once for each batch of them.
+
+        At the beginning, and wherever the deployed weights were lately worse than the master: always. Where they
+        follow, one batch in four, for a forward pass costs time.
+        """
+        self._asked += 1
+        worse = self._deployed > self._master
+        return worse or self._asked <= _FIRST_ASKED or self._asked % _ONE_IN == 0
 
     def score(self, deployed: float, master: float) -> None:
         """Takes note of both copies' losses on examples that neither has learned from; of none that is not finite."""
@@ -64,9 +75,10 @@ class Choice:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Stateful`."""
-        return {"deployed": self._deployed, "master": self._master, "kept": self._kept, "closed": self.closed}
+        means = {"deployed": self._deployed, "master": self._master}
+        return means | {"kept": self._kept, "asked": self._asked, "closed": self.closed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Stateful`."""
         self._deployed, self._master, self._kept = state["deployed"], state["master"], state["kept"]
-        self.closed = state["closed"]
+        self._asked, self.closed = state["asked"], state["closed"]

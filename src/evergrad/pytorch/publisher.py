@@ -92,6 +92,9 @@ class Publisher:
             written to since, or `background`), the difference to the log's head is its next update.
         clock: seconds since 1970.
 
+    Attributes:
+        choice: what `score` tells with `forward="auto"`; None: `score` has no effect.
+
     Raises:
         ConfigError: a setting out of range. OptimizerAttached: close the other publisher first.
         SchemaMismatch: the log is of another model, and never was of this one. LogUnavailable, WriterConflict.
@@ -137,7 +140,7 @@ class Publisher:
         require_finite(model)
         self._cast = torch.bfloat16 if values == "bf16" else None
         self._at_publish = optimizer is None or values == "bf16"
-        self._choice = Choice() if forward == "auto" and not self._at_publish else None
+        self.choice = Choice() if forward == "auto" and not self._at_publish else None
         self._forward, self._values, self._tolerance = forward, values, buffer_tolerance
         self._selector = settings.selector_of(selector, optimizer, quality)
         self._sent, self._stepped = deque[tuple[int, int]](), list[Any]()
@@ -227,22 +230,17 @@ class Publisher:
             self._weights.recalibrate(forward)
 
     @property
-    def chooses(self) -> bool:
-        """Whether `score` has an effect."""
-        return self._choice is not None
-
-    @property
     def closed(self) -> bool:
         """Whether the next gradients are to be taken at the deployed weights."""
-        return self._forward == "deployed" if self._choice is None else self._choice.closed
+        return self._forward == "deployed" if self.choice is None else self.choice.closed
 
     def score(self, deployed: float, master: float) -> None:
         """Tells both copies' losses on new examples, before these are learned from: what `forward="auto"` goes by.
 
         To be called between steps, outside of `deployed()` and `master()`. Raises WeightsChanged.
         """
-        if self._choice is not None:
-            self._choice.score(deployed, master)
+        if self.choice is not None:
+            self.choice.score(deployed, master)
             self._weights.turn(closed_loop=self.closed)
 
     # -- the optimizer's step -------------------------------------------------------------------------------------
@@ -292,8 +290,8 @@ class Publisher:
             self._weights.check_untouched()
             if not (self._at_publish or settings.is_skipped(self._optimizer)):
                 self._move()
-                if self._choice is not None:
-                    self._weights.let_go(1 - self._choice.keep())
+                if self.choice is not None:
+                    self._weights.let_go(1 - self.choice.keep())
         finally:
             self._weights.show_own()
             self._weights.return_gradients()
@@ -343,7 +341,7 @@ class Publisher:
             "deployed": dict(self._weights.deployed),
             "statistics": self._weights.buffers.state_dict(),
             "amount": self._amount.state_dict(),
-            "choice": self._choice and self._choice.state_dict(),
+            "choice": self.choice and self.choice.state_dict(),
             "selector": self._selector.state_dict() if isinstance(self._selector, Stateful) else None,
             "tables": [table.turn for table in self._mover.tables],
             "sent": list(self._sent),
@@ -375,8 +373,8 @@ class Publisher:
             self._take_in(sections)
         self._steps, self._due = steps, int(state["due"])
         self._amount.load_state_dict(state["amount"])
-        if self._choice is not None and state["choice"] is not None:
-            self._choice.load_state_dict(state["choice"])
+        if self.choice is not None and state["choice"] is not None:
+            self.choice.load_state_dict(state["choice"])
         self._weights.go_on(state["statistics"], closed_loop=self.closed)
         if isinstance(self._selector, Stateful):
             self._selector.load_state_dict(state["selector"])

@@ -157,7 +157,7 @@ class Trainer:
         """
         with self._publisher.deployed(weights) if self._publisher else contextlib.nullcontext():
             outputs = self.learner.predict(x)
-        if self._publisher is not None and self._publisher.chooses and weights is None:
+        if self._publisher is not None and self._publisher.choice is not None and weights is None:
             newest = slice(-self._scored, None)
             self._told = _Told(self._publisher.version, np.copy(x[newest]), np.copy(outputs[newest]))
         return outputs
@@ -191,7 +191,8 @@ class Trainer:
         if not len(batch):
             return None
         arrived_s = self._take_in(batch)
-        if self._publisher is not None and self._publisher.chooses:
+        choice = None if self._publisher is None else self._publisher.choice
+        if self._publisher is not None and choice is not None and choice.wants_score():
             self._compare(self._publisher, batch)
         if not self._trigger.inform(News(examples=len(batch), now_s=arrived_s, loss=loss)):
             return None
