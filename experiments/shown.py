@@ -43,7 +43,7 @@ def mean(found: Iterable[Record], field: Callable[[Record], float | None]) -> fl
 
 _ORDER = (
     "never-updated", "online", "retrained", "proactive", "recent-8", "prioritised",
-    "masked", "closed", "open", "auto-top", "auto-saliency", "recent-top", "prioritised-top",
+    "masked", "closed", "open", "auto-top", "auto-saliency", "recent-saliency", "prioritised-saliency",
 )  # fmt: skip
 
 

@@ -108,12 +108,12 @@ def _quality(found: Summary) -> Iterator[Claim]:
         ours = {loop: row for loop in LOOPS if (row := found.row(f"{loop}-top-{density}"))}
         if not (theirs and replica and ours):
             continue
-        told = dict(ours)
-        if salient := found.row(f"auto-saliency-{density}"):
-            told["auto by saliency"] = salient
+        default = found.row(f"auto-saliency-{density}")
+        told = {f"{loop} by distance": row for loop, row in ours.items()}
+        told |= {"the default, auto by saliency": default} if default else {}
         allowed = ALLOWED.get(density)
         aim = f"; our aim: at most {allowed} points behind dense" if allowed else ""
-        judged = [ours["auto"]] if "auto" in ours else list(ours.values())  # the default, where it was run
+        judged = [default] if default else list(ours.values())
         behind = min(_points_behind(dense, row) for row in judged)
         yield Claim(
             f"Sparse training loses little (density {density})",
@@ -131,7 +131,8 @@ def _points_behind(dense: Row, row: Row) -> float:
 
 def _bytes(found: Summary) -> Iterator[Claim]:
     for density in DENSITIES:
-        ours, theirs = found.row(f"closed-top-{density}"), found.row(f"masked-top-{density}", "trained")
+        ours = found.row(f"auto-saliency-{density}") or found.row(f"closed-top-{density}")
+        theirs = found.row(f"masked-top-{density}", "trained")
         if ours and theirs and ours.update_bytes and theirs.update_bytes:
             fewer = found.full_push_bytes / ours.update_bytes
             yield Claim(

@@ -31,8 +31,11 @@ def _of_seed(protocol: Protocol, seed: int) -> list[Cell]:
             for density in DENSITIES
             for kind in kinds
         ),
-        Cell(kind="prioritised", seed=seed, trigger=protocol.sparse_trigger, density=1e-3),
-        *(Cell(kind="overhead", seed=seed, trigger=protocol.sparse_trigger, density=density) for density in DENSITIES),
+        Cell(kind="prioritised", seed=seed, trigger=protocol.sparse_trigger, density=1e-3, selection="saliency"),
+        *(
+            Cell(kind="overhead", seed=seed, trigger=protocol.sparse_trigger, density=density, selection="saliency")
+            for density in DENSITIES
+        ),
         Cell(kind="retrained", seed=seed),
     ]
 

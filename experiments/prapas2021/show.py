@@ -92,7 +92,7 @@ def plots_of(found: Summary) -> dict[str, Plot]:
     dense += [f"prioritised-{trigger}" for trigger in PRIORITISED]
     sparse = ["never-updated", *([found.dense.name] if found.dense else [])]
     sparse += [f"masked-top-1e-3, {scored}" for scored in ("trained", "replica", "replica with statistics")]
-    sparse += [f"{loop}-top-1e-3" for loop in LOOPS]
+    sparse += [*(f"{loop}-top-1e-3" for loop in LOOPS), "auto-saliency-1e-3"]
     plots = {
         "strategies": _over_stream(found, "Prequential accuracy", dense),
         "sparse": _over_stream(found, "Prequential accuracy, density 1e-3", sparse),
@@ -115,8 +115,8 @@ def _over_density(found: Summary) -> Plot:
         "authors' way, as a replica stands": ("masked-top", "replica"),
         "ours, closed loop": ("closed-top", ""),
         "ours, open loop": ("open-top", ""),
-        "ours, auto": ("auto-top", ""),
-        "ours, auto, by saliency": ("auto-saliency", ""),
+        "ours, auto, by distance": ("auto-top", ""),
+        "ours, auto, by saliency (the default)": ("auto-saliency", ""),
     }
     curves = {}
     for label, (kind, scored) in kinds.items():

@@ -59,7 +59,8 @@ def _of_seed(seed: int) -> list[Cell]:
         *(Cell(kind="proactive", seed=seed, trigger=trigger) for trigger in TRIGGERS),
         Cell(kind="recent", seed=seed),
         *(Cell(kind=kind, seed=seed, density=density) for density in DENSITIES for kind in LOOPS),
-        Cell(kind="recent", seed=seed, density=1e-3),
+        *(Cell(kind="auto", seed=seed, density=density, selection="saliency") for density in DENSITIES),
+        Cell(kind="recent", seed=seed, density=1e-3, selection="saliency"),
         Cell(kind="retrained", seed=seed),
     ]
 

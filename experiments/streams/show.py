@@ -112,8 +112,8 @@ def title_of(subject: Subject, found: Summary) -> str:
 def plots_of(subject: Subject, found: Summary) -> dict[str, Plot]:
     """By file name; only what the records can tell."""
     dense = ["never-updated", "online", "retrained", "proactive-8", "proactive-64", "recent-8"]
-    sparse = ["never-updated", "proactive-8", *(f"auto-top-1e-{digit}" for digit in (2, 3, 4))]
-    sparse += ["closed-top-1e-3", "open-top-1e-3", "recent-top-1e-3"]
+    sparse = ["never-updated", "proactive-8", *(f"auto-saliency-1e-{digit}" for digit in (2, 3, 4))]
+    sparse += ["closed-top-1e-3", "open-top-1e-3", "auto-top-1e-3", "recent-saliency-1e-3"]
     plots = {
         "strategies": _over_stream(subject, found, "", dense),
         "sparse": _over_stream(subject, found, ", sparse", sparse),

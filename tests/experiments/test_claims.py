@@ -49,7 +49,7 @@ def found(
                  changed=60_000.0, update_bytes=160.0),
             cell(f"closed-top-{density}", seed, {"": (ours[0] + more, ours[1])}, changed=changed,
                  update_bytes=update_bytes, digest="a", replica_digest=replica_digest),
-            *([cell(f"auto-top-{density}", seed, {"": auto})] if auto else []),
+            *([cell(f"auto-saliency-{density}", seed, {"": auto}, update_bytes=40.0)] if auto else []),
             {"event": "cell", "cell": f"overhead-{density}", "seed": seed, "step_ms": {"dense": 5.0},
              "ratios": {"masked": 1.2, "published": overhead}},
         ]  # fmt: skip

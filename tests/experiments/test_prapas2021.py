@@ -164,7 +164,7 @@ def test_the_grid_holds_every_experiment_for_each_seed() -> None:
     assert len(cells) == len(set(cells)) == 3 * 39
     names = {cell.name for cell in cells}
     assert {"never-updated", "online", "retrained", *(f"proactive-{n}" for n in (8, 16, 32, 64))} <= names
-    assert {"prioritised-32", "prioritised-40", "prioritised-64", "prioritised-top-1e-3"} <= names
+    assert {"prioritised-32", "prioritised-40", "prioritised-64", "prioritised-saliency-1e-3"} <= names
     for density in ("1e-2", "1e-3", "1e-4"):
         assert {
             f"{kind}-{how}-{density}" for kind in ("masked", "closed", "open") for how in ("top", "random")

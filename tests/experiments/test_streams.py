@@ -74,14 +74,14 @@ def test_started_again_it_runs_only_what_is_missing(bikes: tuple[Path, str], tmp
     out = shutil.copytree(bikes[0], tmp_path / "again")
     before = cells_in(out)
     lines = (out / "cells.jsonl").read_text().splitlines(keepends=True)
-    (out / "cells.jsonl").write_text("".join(line for line in lines if '"recent-top-1e-3"' not in line))
+    (out / "cells.jsonl").write_text("".join(line for line in lines if '"recent-saliency-1e-3"' not in line))
     done = run("streams", "bikeshare", "--quick", "--data", str(DATA), "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert "[1/1] recent-top-1e-3, seed 0: RMSLE" in done.stdout
+    assert "[1/1] recent-saliency-1e-3, seed 0: RMSLE" in done.stdout
     after = cells_in(out)
     assert set(after) == set(before)
-    assert after["recent-top-1e-3"]["digest"] == before["recent-top-1e-3"]["digest"]
-    assert after["recent-top-1e-3"]["measures"] == before["recent-top-1e-3"]["measures"]
+    assert after["recent-saliency-1e-3"]["digest"] == before["recent-saliency-1e-3"]["digest"]
+    assert after["recent-saliency-1e-3"]["measures"] == before["recent-saliency-1e-3"]["measures"]
 
 
 @needs("movielens-latest-small-2016")
@@ -162,10 +162,11 @@ def test_back_is_when_the_last_500_are_as_good_as_before(
 
 def test_the_grid_holds_the_papers_strategies_for_each_seed() -> None:
     cells = grid(3)
-    assert len(cells) == len(set(cells)) == 3 * 19
+    assert len(cells) == len(set(cells)) == 3 * 22
     names = {cell.name for cell in cells}
     assert {"never-updated", "online", "retrained", *(f"proactive-{n}" for n in (8, 16, 32, 64))} <= names
     assert {f"{kind}-top-1e-{digit}" for kind in ("closed", "open", "auto") for digit in (2, 3, 4)} <= names
+    assert {"auto-saliency-1e-2", "auto-saliency-1e-4", "recent-saliency-1e-3"} <= names
 
 
 def test_retraining_is_reckoned_with_all_examples_so_far() -> None:
