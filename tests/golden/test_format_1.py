@@ -44,7 +44,7 @@ UPDATE_HEX = (
     "01"  # format
     "00"  # flags
     "01000000"  # spans one version
-    "51090766381eca41"  # checksum
+    "271a038f58222b63"  # checksum
     "2a00000000000000"  # version
     "efcdab8967452301"  # run
     "0245d9f066d96f81"  # schema
@@ -61,7 +61,8 @@ UPDATE_HEX = (
     "0000003f"  # of 0.5
     "0280"  # parameter 000000; gaps 0 1: 1 01
     "80"  # signs 1 0
-    "0060"  # parameter 000000; levels 3 0: 0001 1
+    "00"  # usually level 0
+    "0418"  # parameter 000001; levels 3 0 as 6 0: 0 0, then 0001 1
     "31"  # differences in F32
     "05"  # 5 of them
     "04"  # without the lowest 4 bits
@@ -82,7 +83,7 @@ LINEAGE = replace(UPDATE, examples=range(960, 968))
 LINEAGE_HEX = (
     UPDATE_HEX[:6] + "01"  # flags: lineage
     "01000000"  # spans one version
-    "a4d78f579731ab41"  # checksum
+    "5889aaffc6400190"  # checksum
      + UPDATE_HEX[32:128] + "c007"  # the first example, 960: 1000000, then 0000111
     "08"  # 8 of them
      + UPDATE_HEX[128:]

@@ -46,7 +46,7 @@ def section(kind: int, *parts: bytes, dtype: int = F32, count: int = 2) -> bytes
 
 HALF, AT, SIGNS = struct.pack("<f", 0.5), rice(5, 3), b"\x40"
 GOOD_STEPS = section(0, HALF, AT, SIGNS)
-GOOD_LEVELS = section(1, HALF, AT, SIGNS, rice(63, 0))
+GOOD_LEVELS = section(1, HALF, AT, SIGNS, b"\0", rice(126, 0))
 GOOD_VALUES = section(2, AT, bytes(8))
 GOOD_RUNS = section(10, varint(1), rice(5), rice(1), bytes(8))
 # The stream of +1 and +2: both have two or three bits as 2 and 4, typically 2; off by 0 and 1; then 0 and 00.
@@ -95,7 +95,7 @@ REJECTED = {
     "kind with runs": (body(12, AT), "a section of kind 4"),
     "dtype": (body(2, AT, bytes(8), dtype=len(STORAGE)), "dtype 13"),
     "steps of another dtype": (body(0, HALF, AT, SIGNS, dtype=0), "a section of kind 0 and dtype 0"),
-    "levels of another dtype": (body(1, HALF, AT, SIGNS, rice(1, 1), dtype=2), "a section of kind 1 and dtype 2"),
+    "levels of another dtype": (body(1, HALF, AT, SIGNS, b"\0", rice(2, 2), dtype=2), "of kind 1 and dtype 2"),
     "no count": (update(b"\1"), "ends 1 bytes early"),
     "count cut": (update(b"\1\x80"), "ends 1 bytes early"),
     "count of none": (body(0, HALF, AT, SIGNS, count=0), "0 elements"),
@@ -123,8 +123,12 @@ REJECTED = {
     "value of 65 bits": (body(0, HALF, b"\xe0" + bytes(7 + 32) + b"\x80", SIGNS, count=1), "more than 64 bits"),
     "signs cut": (body(0, HALF, AT), "ends 1 bytes early"),
     "padding of the signs": (body(0, HALF, AT, b"\x41"), "padding"),
-    "levels cut": (body(1, HALF, AT, SIGNS), "parameters of 1 blocks end early"),
-    "level too high": (body(1, HALF, AT, SIGNS, rice(64, 0)), "level 64"),
+    "usual level cut": (body(1, HALF, AT, SIGNS), "ends 1 bytes early"),
+    "levels cut": (body(1, HALF, AT, SIGNS, b"\0"), "parameters of 1 blocks end early"),
+    "usual level too high": (body(1, HALF, AT, SIGNS, b"\x40", rice(1, 1)), "level above 63"),
+    "level far too high": (body(1, HALF, AT, SIGNS, b"\0", rice(1 << 40, 0)), "level above 63"),
+    "level too high": (body(1, HALF, AT, SIGNS, b"\x3e", rice(4, 0)), "level 62 or 64"),
+    "level below 0": (body(1, HALF, AT, SIGNS, b"\0", rice(0, 1)), "level -1 or 0"),
     "values cut": (body(2, AT, bytes(7)), "ends 1 bytes early"),
     "index one outside": (body(0, HALF, rice(24), b"\0", count=1), "outside the model"),
     "index far outside": (body(0, HALF, rice(1 << 60), b"\0", count=1), "outside the model"),
@@ -312,7 +316,7 @@ WORST = {
     "zeros": body(0, HALF, b"\0" + bytes(SIZE), b"\0", count=1),
     "one run of steps": body(8, HALF, one_run(7 * SIZE), bytes(7 * SIZE // 8), count=7 * SIZE),
     "one run with levels": body(
-        9, HALF, one_run(4 * SIZE), bytes(SIZE // 2), ones(4 * SIZE), count=4 * SIZE
+        9, HALF, one_run(4 * SIZE), bytes(SIZE // 2), b"\0", ones(4 * SIZE), count=4 * SIZE
     ),
     "many runs": body(8, HALF, varint(2 * SIZE) + ones(2 * SIZE) * 2, bytes(SIZE // 4),
                       count=2 * SIZE),

@@ -4,14 +4,13 @@ import { ByteReader } from "./bytes.mjs";
 import { BaseMismatch, check, UnsupportedFormat } from "./errors.mjs";
 import { hex } from "./hex.mjs";
 import { DTYPES } from "./schema.mjs";
-import { readDifferences, readIndices, readRice } from "./streams.mjs";
+import { readDifferences, readIndices, readLevels } from "./streams.mjs";
 import { xxh64 } from "./xxhash64.mjs";
 
 export const FORMAT = 1;
 const HEADER_BYTES = 64;
 const BELOW = 2n ** 63n; // versions, and numbers of examples
 const LINEAGE = 1; // a flag
-const MAX_LEVEL = 63;
 const MAX_COUNT = 2 ** 40;
 
 const [STEPS, LEVELS, VALUES, DIFFERENCES] = [0, 1, 2, 3];
@@ -85,7 +84,7 @@ function readSteps(reader, count, asRuns, group, withLevels) {
   const signs = reader.take(Math.ceil(count / 8));
   const spare = signs.length * 8 - count;
   check((signs[signs.length - 1] & ((1 << spare) - 1)) === 0, "padding is zeros");
-  const levels = withLevels ? readRice(reader, count, MAX_LEVEL, "a level") : undefined;
+  const levels = withLevels ? readLevels(reader, count) : undefined;
   const steps = new Float32Array(count);
   for (let i = 0; i < count; i++) {
     const size = levels === undefined ? scale : scale * 2 ** levels[i];

@@ -3,6 +3,7 @@
 import { BitReader } from "./bytes.mjs";
 import { check } from "./errors.mjs";
 
+const MAX_LEVEL = 63;
 const BLOCK = 128;
 const MAX_PARAMETER = 56;
 const MAX_INDEX = 2 ** 40;
@@ -66,6 +67,17 @@ export function readIndices(reader, count, asRuns, group) {
 }
 
 const unfold = (z) => (z % 2 === 0 ? z / 2 : -(z + 1) / 2);
+
+/** `count` levels of steps, told relative to one. */
+export function readLevels(reader, count) {
+  const usual = reader.u8();
+  const levels = readRice(reader, count, 2 * MAX_LEVEL, "a level");
+  for (let i = 0; i < count; i++) {
+    levels[i] = usual + unfold(levels[i]);
+    check(usual <= MAX_LEVEL && levels[i] >= 0 && levels[i] <= MAX_LEVEL, "a level is out of range");
+  }
+  return levels;
+}
 
 /** `count` signed 64-bit numbers as two's complement, low half before high half. */
 export function readDifferences(reader, count) {

@@ -75,8 +75,8 @@ for (const cut of [[], [5], [0x85], [5, 0x81]]) {
 }
 
 test("steps with levels", () => {
-  const { sections: [section] } = decode([0x11, 2, ...HALF, ...INDICES, ...bits("01"), ...rice(0, "0001 1")]);
-  assert.deepEqual([...section.steps], [4, -0.5]);
+  const { sections: [section] } = decode([0x11, 2, ...HALF, ...INDICES, ...bits("01"), 2, ...rice(0, "001 0001")]);
+  assert.deepEqual([...section.steps], [4, -0.5]); // levels 2 + 1 and 2 - 2
 });
 
 test("runs, and values", () => {
@@ -123,7 +123,9 @@ const REFUSED = {
   "padding of signs": [...STEPS.slice(0, -1), STEPS.at(-1) | 1],
   "an end too early": STEPS.slice(0, -1),
   "bytes left over": [...STEPS, 0],
-  "level": [0x11, 1, ...HALF, ...rice(0, "1"), 0, ...rice(6, "000000 01")],
+  "level": [0x11, 1, ...HALF, ...rice(0, "1"), 0, 63, ...rice(0, "001")],
+  "level below 0": [0x11, 1, ...HALF, ...rice(0, "1"), 0, 0, ...rice(0, "01")],
+  "usual level": [0x11, 1, ...HALF, ...rice(0, "1"), 0, 64, ...rice(0, "01")],
   "shift": [0x34, 1, 64, ...rice(4, "1000 01"), 0, ...rice(0, "1")],
   "difference of 65 bits": [0x34, 1, 0, ...rice(4, "1000 01"), 64, ...rice(0, "001"), ...Array(8).fill(0)],
   "runs that do not add up": [0xa1, 3, 1, ...rice(0, "1"), ...rice(0, "01"), ...Array(12).fill(0)],

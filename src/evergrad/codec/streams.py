@@ -1,8 +1,9 @@
-"""Ascending indices, and differences of any size, as streams of Rice codes.
+"""Ascending indices, levels of steps, and differences of any size, as streams of Rice codes.
 
 Indices are told as gaps (index - previous index - 1) or, where they come in runs of neighbours, as the gaps between the
-runs and the runs' lengths. A difference is told by how many bits it has, relative to the median of its block, and by
-those bits: differences of floating-point numbers spread over many powers of two.
+runs and the runs' lengths. Levels are told relative to the one that most have. A difference is told by how many bits it
+has, relative to the median of its block, and by those bits: differences of floating-point numbers spread over many
+powers of two.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from evergrad.codec.rice import (
 )
 from evergrad.update.digest import Indices
 
+MAX_LEVEL = 63
 _ONE = np.uint64(1)
 _POWERS = _ONE << np.arange(64, dtype=np.uint64)
 
@@ -66,6 +68,27 @@ def _ascending(reader: Reader, gaps: Words, count: int, elements: int) -> Indice
     indices: Indices = (gaps.view(np.int64) + 1).cumsum()
     indices -= 1
     return indices
+
+
+def write_levels(levels: npt.NDArray[np.uint8], rice: WriteRice = write_rice) -> bytes:
+    """The stream of levels, at least one, none above `MAX_LEVEL`."""
+    usual = int(np.bincount(levels).argmax())
+    return bytes((usual,)) + rice(_zigzag(levels.astype(np.int64) - usual))
+
+
+def read_levels(reader: Reader, count: int) -> npt.NDArray[np.uint8]:
+    """Reads `count` levels.
+
+    Raises:
+        CorruptRecord: there are not so many, or one is out of range.
+    """
+    usual, off = reader.take(1)[0], read_rice(reader, count)
+    if usual > MAX_LEVEL or int(off.max()) > 2 * MAX_LEVEL:
+        raise reader.fail(f"a step of a level above {MAX_LEVEL}")
+    levels = _unzigzag(off) + usual
+    if int(levels.min()) < 0 or int(levels.max()) > MAX_LEVEL:
+        raise reader.fail(f"a step of level {levels.min()} or {levels.max()}, which are to be 0 to {MAX_LEVEL}")
+    return levels.astype(np.uint8)
 
 
 def write_differences(values: npt.NDArray[np.int64], rice: WriteRice = write_rice) -> bytes:

@@ -13,8 +13,15 @@ from collections.abc import Iterable
 import numpy as np
 import xxhash
 
-from evergrad.codec.rice import Reader, WriteRice, read_rice, varint, write_rice
-from evergrad.codec.streams import read_differences, read_indices, write_differences, write_indices
+from evergrad.codec.rice import Reader, WriteRice, varint, write_rice
+from evergrad.codec.streams import (
+    read_differences,
+    read_indices,
+    read_levels,
+    write_differences,
+    write_indices,
+    write_levels,
+)
 from evergrad.errors import CorruptRecord, UnsupportedFormat
 from evergrad.schema import STORAGE, Schema
 from evergrad.update import Differences, Section, Steps, Update, Values, differences
@@ -29,7 +36,6 @@ _LINEAGE = 1  # the flag: the range of examples follows the header
 _DTYPES = tuple(STORAGE)
 _STEPS, _LEVELS, _VALUES, _DIFFERENCES = range(4)
 _RUNS = 8  # a bit of the kind: indices are told as runs
-_MAX_LEVEL = 63
 
 
 def encode(update: Update, rice: WriteRice = write_rice) -> bytes:
@@ -151,7 +157,7 @@ def _encode_section(section: Section, rice: WriteRice) -> bytes:
         case Steps():
             kind, extra, payload = _STEPS, struct.pack("<f", section.scale), np.packbits(section.negative).tobytes()
             if section.levels is not None:
-                kind, payload = _LEVELS, payload + rice(section.levels.astype(np.uint64))
+                kind, payload = _LEVELS, payload + write_levels(section.levels, rice)
         case Values():
             kind, extra, payload = _VALUES, b"", _little_endian(section.values).tobytes()
         case Differences():
@@ -190,13 +196,7 @@ def _read_steps(reader: Reader, count: int, elements: int, *, runs: bool, levell
     if count & 7 and data[-1] & 0xFF >> (count & 7):
         raise reader.fail("padding bits are not zero")
     negative = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count).view(np.bool_)
-    levels = None
-    if levelled:
-        found = read_rice(reader, count)
-        if int(found.max()) > _MAX_LEVEL:
-            raise reader.fail(f"a step of level {found.max()}, at most {_MAX_LEVEL}")
-        levels = found.astype(np.uint8)
-    return Steps(indices, negative, scale, levels)
+    return Steps(indices, negative, scale, read_levels(reader, count) if levelled else None)
 
 
 def _little_endian(array: Array) -> Array:
