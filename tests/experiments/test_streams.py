@@ -45,12 +45,12 @@ def test_a_quick_run_finds_that_the_stream_has_to_be_followed(bikes: tuple[Path,
 @needs("bikeshare")
 def test_every_run_that_publishes_ends_with_a_real_replica(bikes: tuple[Path, str]) -> None:
     published = [record for record in cells_in(bikes[0]).values() if "digest" in record]
-    assert len(published) == 10
+    assert len(published) == 13
     for record in published:
         assert record["digest"] == record["replica_digest"]
         assert record["version"] == record["updates"] <= record["steps"] == 160
         assert 64 < record["update_bytes"] < 300
-    assert json.loads((bikes[0] / "summary.json").read_text())["replicas"] == [10, 0]
+    assert json.loads((bikes[0] / "summary.json").read_text())["replicas"] == [13, 0]
 
 
 @needs("bikeshare")
@@ -63,7 +63,7 @@ def test_report_summary_and_plots_are_written(bikes: tuple[Path, str]) -> None:
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "MAE, bikes by part of the stream" in page
-    assert "10 runs ended with a real replica; 10 with the publisher" in page
+    assert "13 runs ended with a real replica; 13 with the publisher" in page
     assert {path.name for path in out.glob("*.png")} == {"strategies.png", "sparse.png"}
     assert "RMSLE by part of the stream" in told
     assert not list(out.glob("cell-*"))
