@@ -87,6 +87,30 @@ def test_without_second_moments_it_is_the_global_top_k() -> None:
     assert moved(Saliency(torch.optim.SGD(model.parameters(), 0.1))) == moved(GlobalTopK())
 
 
+@pytest.mark.parametrize(("name", "state"), [("RMSprop", "square_avg"), ("Adagrad", "sum"), ("AdamW", "exp_avg_sq")])
+def test_other_optimizers_keep_second_moments_too(name: str, state: str) -> None:
+    model = model_of([(4, 3)])
+    optimizer = getattr(torch.optim, name)(model.parameters())
+    copies = Copies(model, selector=Saliency(optimizer))
+    model.w0.grad = torch.ones(4, 3)
+    optimizer.step()
+    (found,) = Saliency(optimizer).second_moments(copies.pairs)
+    assert found is not None
+    assert torch.equal(found, optimizer.state[model.w0][state])
+
+
+def test_where_only_some_tensors_have_them_distances_count_plainly() -> None:
+    model = at_zero([(2,), (2,)])
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.state[model.w0]["exp_avg_sq"] = torch.full((2,), 1e-6)
+    optimizer.state[model.w1]["exp_avg_sq_row"] = torch.full((2,), 1e-6)
+    for compiled in (True, False):
+        copies = Copies(model, selector=Saliency(optimizer), values="exact", compiled=compiled)
+        copies.pairs[0].master.copy_(torch.tensor([0.3, 0.1]))
+        copies.pairs[1].master.copy_(torch.tensor([0.2, 0.05]))
+        assert indices_of(copies, 2).tolist() == [0, 2]
+
+
 def test_both_add_the_same_beside_a_root() -> None:
     assert kernels.SALIENCY_EPS == select.SALIENCY_EPS
 

@@ -18,6 +18,7 @@ from evergrad.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 SALIENCY_EPS = 1e-8  # as in `kernels`
+_SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
 _MOST_LEVEL = 63  # of the format
 _LEAST_LEVEL = 0.75 / 32  # `kernels.LEAST_LEVEL`
 
@@ -65,10 +66,12 @@ class Saliency:
     That worth is the gradient that has piled up times the distance; in a step of Adam and its kin a distance is a
     gradient over the square root of the second moment v, so it is about (master - deployed)^2 * sqrt(v). The score is
     its square root, |master - deployed| * sqrt(sqrt(v) + 1e-8): the largest, and of equal ones those of the lowest
-    index. Where the optimizer keeps no second moment (SGD), distances are gradients, and the score is `GlobalTopK`'s.
+    index. Where the optimizer keeps no second moments (SGD), or not of all that it steps (Adafactor), the score is
+    `GlobalTopK`'s.
 
     Args:
-        optimizer: the publisher's, of whose state `exp_avg_sq` is read. Tensors that have none yet count plainly.
+        optimizer: the publisher's, of whose state `exp_avg_sq` is read (`square_avg` of RMSprop, `sum` of Adagrad).
+            Tensors that it has not stepped yet count plainly.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -76,7 +79,10 @@ class Saliency:
 
     def second_moments(self, pairs: Sequence[Pair]) -> list[torch.Tensor | None]:
         """Of each pair, in the master's shape; None: it has none."""
-        found = (self._optimizer.state.get(pair.parameter, {}).get("exp_avg_sq") for pair in pairs)
+        states = [self._optimizer.state.get(pair.parameter, {}) for pair in pairs]
+        found = [next((state[name] for name in _SECOND_MOMENTS if name in state), None) for state in states]
+        if any(state and squares is None for state, squares in zip(states, found, strict=True)):
+            return [None] * len(pairs)  # beside those with a weight, the others would always come first
         return [squares.detach() if isinstance(squares, torch.Tensor) else None for squares in found]
 
     def select(self, pairs: Sequence[Pair], k: int) -> Indices:
