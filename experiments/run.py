@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import queue
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from evergrad.errors import ConfigError
 from evergrad.records import Record, RecordWriter, read_records
 from experiments.cell import Cell
+from experiments.folder import taken
 from experiments.machine import where_run
 from experiments.watch import Watch
 
@@ -87,11 +87,14 @@ def run_grid(settings: Settings, cells: list[Cell], steps_of: Callable[[Cell], i
         steps_of: about how many training steps a cell takes.
 
     Raises:
-        ConfigError: the folder holds results of other settings. CellFailed.
+        ConfigError: the folder is another run's, or holds results of other settings. CellFailed.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
-    for left in settings.out.glob("cell-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    with taken(settings.out):
+        _run_missing(settings, cells, steps_of, watch)
+    return records_in(settings)
+
+
+def _run_missing(settings: Settings, cells: list[Cell], steps_of: Callable[[Cell], int], watch: Watch) -> None:
     path = settings.out / _CELLS
     done = _done(settings, path)
     waiting = [cell for cell in cells if (cell.name, cell.seed) not in done]
@@ -100,7 +103,7 @@ def run_grid(settings: Settings, cells: list[Cell], steps_of: Callable[[Cell], i
     first = [cell for cell in first if cell in waiting or not (settings.out / "first" / f"seed-{cell.seed}").exists()]
     others = [cell for cell in waiting if cell.kind != "first"]
     if not waiting:
-        return records_in(settings)
+        return
     with RecordWriter(path) as writer, _workers(settings, min(settings.jobs, len(waiting))) as workers:
         writer.write("setup", **settings.fixed, jobs=settings.jobs, threads=settings.threads, **where_run())
         watch.begin({cell: steps_of(cell) for cell in [*first, *others]})
@@ -111,7 +114,6 @@ def run_grid(settings: Settings, cells: list[Cell], steps_of: Callable[[Cell], i
                     watch.done(cell, event["record"])
                 else:
                     watch.steps(cell, event["steps"])
-    return records_in(settings)
 
 
 def records_in(settings: Settings) -> list[Record]:

@@ -5,7 +5,6 @@ First dense training with each learning rate and the first seed; all methods the
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from evergrad.errors import ConfigError
 from evergrad.records import Record, RecordWriter, read_records
+from experiments.folder import taken
 from experiments.machine import where_run
 from experiments.sparsity.cells import Setup, run_cell
 from experiments.sparsity.methods import METHODS, Cell
@@ -90,17 +90,15 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
     """Runs all cells that are not done.
 
     Raises:
-        ConfigError: data is missing, or the folder holds results of another subject or optimizer.
+        ConfigError: data is missing, or the folder is another run's, or of another subject or optimizer.
     """
     torch.set_num_threads(1)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    for left in settings.out.glob("cell-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    cells = Cells(settings, tell)
-    rate = best_rate(cells, settings.rates)
-    for seed in range(settings.seeds):
-        for cell in _of_seed(settings, rate, seed):
-            cells.get(cell)
+    with taken(settings.out):
+        cells = Cells(settings, tell)
+        rate = best_rate(cells, settings.rates)
+        for seed in range(settings.seeds):
+            for cell in _of_seed(settings, rate, seed):
+                cells.get(cell)
 
 
 def best_rate(cells: Cells, rates: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from experiments.folder import taken
 from experiments.sparsity.__main__ import main
 from experiments.sparsity.cells import Setup, make_optimizer, run_cell
 from experiments.sparsity.choice import ByLag, ByScore, Pace
@@ -247,6 +248,18 @@ def test_started_again_it_runs_only_what_is_missing_and_finds_the_same(quick: Pa
     assert [each["event"] for each in after].count("setup") == 2
     digests = [{each["cell"]: each.get("digest") for each in found if "cell" in each} for found in (before, after)]
     assert digests[0] == digests[1]
+
+
+@needs_bikes
+def test_a_folder_that_another_run_writes_to_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half_done = tmp_path / "cell-of-the-other"
+    with taken(tmp_path):
+        half_done.mkdir()
+        assert main(told(tmp_path)) == 1
+        assert f"another run writes to {tmp_path}" in capsys.readouterr().err
+        assert half_done.exists()
+    with taken(tmp_path):  # it was given back
+        assert not half_done.exists()
 
 
 @needs_bikes
