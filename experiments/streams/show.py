@@ -98,8 +98,8 @@ def write_all(subject: Subject, found: Summary, out: Path) -> Path:
         plots=list(plots.values()),
         tables=tables_of(subject, found),
         note="Means over seeds ± sample standard deviation. Each example is predicted before it is trained on. "
-        "Training seconds have publishing in them, and no predictions. Bytes of sparse training (-top-) are those of "
-        "real files; those of all others are what a full push would take.",
+        "Training seconds have publishing in them, and no predictions. Bytes of sparse training (-top-, -saliency-) "
+        "are those of real files; those of all others are what a full push would take.",
     )
     return report
 
