@@ -5,8 +5,9 @@ Folds span powers of `FOLD_BASE` versions, from multiples of that power:
     updates  1 2 3 ... 16 17 ... 32 ...      folds  0-16  16-32 ... 240-256      0-256  256-512 ...
 
 A fold of updates is their sections one after another: steps stay one to three bits an element, which is less than any
-absolute value as long as most elements moved once or twice. Where the state after the last of them is at hand, elements that
-any of them set absolutely (statistics, above all) may be told once, and so may all of them where they moved often.
+absolute value as long as most elements moved once or twice. Where the state after the last of them is at hand,
+elements that any of them set absolutely (statistics, above all) may be told once, and so may all of them where they
+moved often.
 
 A fold is at most `MAX_FOLD_BYTES` long, which bounds a reader's memory, and at most half the model: a reader that far
 behind is better served by a snapshot. Longer spans are then left out.

@@ -22,6 +22,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 StepFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`step(x, y)`: a step of the user's own, from `zero_grad` to `optimizer.step()`; gives the loss as `Loss` does."""
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 @dataclass(frozen=True, slots=True)
 class Learned:
@@ -33,6 +35,9 @@ class Learned:
 
 class Learner:
     """Takes optimizer steps on batches, on the device where the model is.
+
+    Where the model lies in memory with channels last, batches are laid so, too: with its deployed weights, which lie
+    row-major, convolutions of row-major batches would take twice as long (MobileNetV2 on a CPU).
 
     Args:
         model: a module, or a compiled one.
@@ -66,6 +71,7 @@ class Learner:
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigError("clip_norm", f"must be above 0, not {clip_norm}")
         self.model, self.loss, self.optimizer = model, loss, optimizer
+        self._layouts = _layouts_of(model)
         self._autocast, self._scaler, self._clip_norm = autocast, scaler, clip_norm
         self._scheduler, self._step, self._tell_each = scheduler, step or self._plain_step, tell_each
         self.steps = 0
@@ -85,7 +91,7 @@ class Learner:
         device = self.device
         if not self.model.training:  # parts that are kept in evaluation mode stay so
             self.model.train()
-        loss = self._step(x.to(device, non_blocking=True), y.to(device, non_blocking=True)).detach()
+        loss = self._step(self._there(x), y.to(device, non_blocking=True)).detach()
         each = loss.double().cpu().numpy() if loss.ndim else None
         self.steps += 1
         return Learned(float(loss.mean() if loss.ndim else loss), each)
@@ -151,8 +157,14 @@ class Learner:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs for a batch that may be elsewhere than the model, in whatever mode the model is."""
         with self._casting(self.device):
-            outputs: torch.Tensor = self.model(x.to(self.device, non_blocking=True))
+            outputs: torch.Tensor = self.model(self._there(x))
             return outputs
+
+    def _there(self, x: torch.Tensor) -> torch.Tensor:
+        """A batch where the model is, and as that lies."""
+        x = x.to(self.device, non_blocking=True)
+        layout = self._layouts.get(x.dim())
+        return x if layout is None else x.contiguous(memory_format=layout)
 
     def losses_of(
         self, outputs: npt.NDArray[Any], y: npt.NDArray[Any], *, each: bool = False
@@ -174,3 +186,13 @@ class Learner:
         """All that remembers, but for the model."""
         named = {"optimizer": self.optimizer, "scheduler": self._scheduler, "scaler": self._scaler}
         return {name: part for name, part in named.items() if part is not None}
+
+
+def _layouts_of(model: nn.Module) -> dict[int, torch.memory_format]:
+    """By number of dimensions: channels last, where weights lie so and not row-major."""
+    found = {}
+    for parameter in model.parameters():
+        layout = _CHANNELS_LAST.get(parameter.dim())
+        if layout is not None and not parameter.is_contiguous() and parameter.is_contiguous(memory_format=layout):
+            found[parameter.dim()] = layout
+    return found

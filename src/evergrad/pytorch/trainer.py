@@ -106,11 +106,12 @@ class Trainer:
     ) -> None:
         if steps_per_trigger < 1:
             raise ConfigError("steps_per_trigger", f"must be 1 or more, not {steps_per_trigger}")
-        self.learner = Learner(
-            model, loss, optimizer,
-            autocast=autocast, scaler=scaler, clip_norm=clip_norm, scheduler=scheduler, step=step,
-            tell_each=isinstance(sampler, Feedback),
-        )  # fmt: skip
+        with publisher.master() if publisher else contextlib.nullcontext():  # it looks at how the weights lie
+            self.learner = Learner(
+                model, loss, optimizer,
+                autocast=autocast, scaler=scaler, clip_norm=clip_norm, scheduler=scheduler, step=step,
+                tell_each=isinstance(sampler, Feedback),
+            )  # fmt: skip
         self._mixer = Mixer(
             history, sampler, batch_size,
             join_new=join_new, transform_new=transform_new, transform_old=transform_old, prefetch=prefetch,
