@@ -115,7 +115,22 @@ def test_both_add_the_same_beside_a_root() -> None:
     assert kernels.SALIENCY_EPS == select.SALIENCY_EPS
 
 
-def test_second_moments_of_another_kind_are_left_to_the_reference() -> None:
+def test_how_dimensions_of_one_element_are_strided_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depthwise convolutions with channels last, whose optimizer's state was loaded."""
+    model = model_of([(6, 1, 3, 3)])
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.state[model.w0]["exp_avg_sq"] = torch.rand(6, 1, 3, 3)
+    lay = lambda tensor: tensor.clone().as_strided(tensor.shape, (9, 1, 3, 1))  # noqa: E731
+    copies = Copies(model, lay, Saliency(optimizer))
+    assert isinstance(copies.mover, CompiledMover)
+    assert copies.pairs[0].master.stride() != optimizer.state[model.w0]["exp_avg_sq"].stride()
+    monkeypatch.setattr(copies.mover._reference, "move", None)
+    copies.pairs[0].master.add_(torch.linspace(-1, 1, 54).reshape(6, 1, 3, 3))
+    assert len(indices_of(copies, 9)) == 9
+
+
+def test_second_moments_of_another_kind_are_left_to_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    mover.say_that_torch_selects.cache_clear()
     model = model_of([(4, 3)])
     optimizer = torch.optim.Adam(model.parameters())
     optimizer.state[model.w0]["exp_avg_sq"] = torch.full((4, 3), 1e-4, dtype=torch.bfloat16)
@@ -124,6 +139,7 @@ def test_second_moments_of_another_kind_are_left_to_the_reference() -> None:
     for copies in (ours, reference):
         copies.pairs[0].master.add_(torch.linspace(-1, 1, 12).reshape(4, 3))
     assert same(ours.move(4), reference.move(4))
+    assert "torch selects, which is slower: the optimizer's second moments are not float32" in caplog.text
 
 
 @pytest.mark.parametrize("forward", ["master", "deployed", "auto"])

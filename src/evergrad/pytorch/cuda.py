@@ -22,6 +22,7 @@ from evergrad.pytorch.moments import Moments
 from evergrad.pytorch.mover import (
     COMPILABLE,
     COMPILED,
+    MOMENTS_LIE_OTHERWISE,
     Aim,
     Moved,
     Mover,
@@ -176,6 +177,7 @@ class DeviceMover:
     def move(self, k: int) -> Moved | None:
         """As `ReferenceMover.move`."""
         if not self._scan.ready():
+            say_that_torch_selects(MOMENTS_LIE_OTHERWISE)
             return self._reference.move(k)
         count = self._candidates(k)
         if count < 0:

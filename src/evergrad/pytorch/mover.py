@@ -26,6 +26,7 @@ from evergrad.update import Change, GroupChange, Section, State, Steps, Values
 logger = logging.getLogger(__name__)
 ValuesAs = Literal["steps", "exact", "bf16"]
 COMPILABLE = (GlobalTopK, Saliency)
+MOMENTS_LIE_OTHERWISE = "the optimizer's second moments are not float32, or not laid out in memory as the weights are"
 COMPILED = importlib.util.find_spec("numba") is not None
 _MASK = (1 << 64) - 1
 _SPARE = 1024
@@ -264,6 +265,7 @@ class CompiledMover:
     def move(self, k: int) -> Moved | None:
         """As `ReferenceMover.move`."""
         if not self._moments.look(self._point):
+            say_that_torch_selects(MOMENTS_LIE_OTHERWISE)
             return self._reference.move(k)
         for straight, master in self._staged:
             straight.copy_(master)
