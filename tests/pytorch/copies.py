@@ -16,7 +16,7 @@ from evergrad.pytorch.cuda import make_device_mover
 from evergrad.pytorch.mirror import Mirror
 from evergrad.pytorch.mover import Moved, ReferenceMover, make_mover
 from evergrad.pytorch.select import GlobalTopK, Pair, Saliency, Selector
-from evergrad.update import State
+from evergrad.update import State, digest
 
 SHAPES = {
     "one": [(5,)],
@@ -76,6 +76,7 @@ class Copies:
         compiled: bool = True,
         device: str | None = None,
     ) -> None:
+        self.values = values
         schema = schema_of(model)
         self.state = State.from_tensors(schema, {n: p.detach().numpy().copy() for n, p in model.named_parameters()})
         self.mirror = None if device is None else Mirror(self.state, torch.device(device), {"F32"})
@@ -118,7 +119,7 @@ class SecondMoments:
         lay: Callable[[torch.Tensor], torch.Tensor] = lay_plain,
         device: str | None = None,
     ) -> None:
-        self.parameters = list(model.parameters())
+        self.model, self.parameters = model, list(model.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, amsgrad=True)
         self.selector, self._lay, self._device = Saliency(self.optimizer), lay, device
 
@@ -131,6 +132,42 @@ class SecondMoments:
                 state["exp_avg_sq"] = self._lay(drawn.to(device=self._device))
             else:
                 state["exp_avg_sq"].copy_(drawn)
+
+
+def assert_weighed_alike(
+    ours: Copies,
+    reference: Copies,
+    moments: Sequence[SecondMoments],
+    *,
+    coarse: bool,
+    steps: int,
+    again: int,
+    every: int,
+) -> None:
+    """Both move the same, by second moments that come after two steps, change `every` so many, and lie anew at `again`.
+
+    What moves is not what would by distance alone.
+    """
+    plain = Copies(moments[1].model, values=reference.values, compiled=False)
+    generator, differs, seed = torch.Generator().manual_seed(3), False, 0
+    for step in range(steps):
+        if step in (2, again):  # before the first of them there are none; a checkpoint replaces them
+            seed = step
+        if step >= 2:
+            for each in moments:
+                each.put(torch.Generator().manual_seed(seed + step // every), anew=step in (2, again))
+        gradients = gradients_of(reference, generator, coarse)
+        for copies in (ours, reference, plain):
+            copies.train(gradients)
+        k = (1, 3, 50, 10**6)[step % 4]
+        found = ours.move(k)
+        assert same(found, reference.move(k))
+        differs |= not same(plain.move(k), found)
+        assert ours.state.digest == reference.state.digest
+        if ours.mirror is not None:
+            ours.mirror.check()
+            assert digest(ours.state.schema, ours.state.arrays) == ours.state.digest
+    assert differs
 
 
 def indices_of(copies: Copies, k: int) -> npt.NDArray[np.int64]:

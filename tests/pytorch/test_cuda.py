@@ -30,6 +30,7 @@ from tests.pytorch.copies import (
     SHAPES,
     Copies,
     SecondMoments,
+    assert_weighed_alike,
     gradients_of,
     lay_plain,
     lay_transposed,
@@ -201,22 +202,8 @@ def test_kernels_weigh_by_second_moments_as_the_reference_does(shapes: str, layo
     mine, theirs = SecondMoments(model, LAYOUTS[layout], DEVICE), SecondMoments(model)
     ours = Copies(model, LAYOUTS[layout], mine.selector, values, device=DEVICE)
     reference = Copies(model, lay_plain, theirs.selector, values, compiled=False)
-    plain = Copies(model, lay_plain, values=values, compiled=False)
     assert isinstance(ours.mover, DeviceMover)
-    generator, differs = torch.Generator().manual_seed(3), False
-    for step in range(12):
-        if step >= 2:
-            for moments in (mine, theirs):
-                moments.put(torch.Generator().manual_seed(step), anew=step in (2, 7))
-        gradients = gradients_of(reference, generator, coarse=False)
-        for copies in (ours, reference, plain):
-            copies.train(gradients)
-        k = (1, 3, 50, 10**6)[step % 4]
-        found, expected = ours.move(k), reference.move(k)
-        assert same(found, expected)
-        differs |= not same(plain.move(k), found)
-        assert_mirrored(ours)
-    assert differs
+    assert_weighed_alike(ours, reference, (mine, theirs), coarse=False, steps=12, again=7, every=1)
 
 
 @kernels

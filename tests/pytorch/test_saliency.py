@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evergrad
+from evergrad.codec.streams import MAX_LEVEL
 from evergrad.errors import ConfigError
 from evergrad.pytorch import kernels, mover, select
 from evergrad.pytorch.mover import CompiledMover
@@ -18,6 +19,7 @@ from tests.pytorch.copies import (
     SHAPES,
     Copies,
     SecondMoments,
+    assert_weighed_alike,
     at_zero,
     gradients_of,
     indices_of,
@@ -37,24 +39,8 @@ def test_compiled_and_reference_move_the_same(shapes: str, layout: str, coarse: 
     mine, theirs = SecondMoments(model, LAYOUTS[layout]), SecondMoments(model)
     ours = Copies(model, LAYOUTS[layout], mine.selector, values)
     reference = Copies(model, lay_plain, theirs.selector, values, compiled=False)
-    plain = Copies(model, lay_plain, values=values)
     assert isinstance(ours.mover, CompiledMover)
-    generator, differs = torch.Generator().manual_seed(3), False
-    for step in range(30):
-        if step in (2, 15):  # before the first of them there are none; a checkpoint replaces them
-            seed = step
-        if step >= 2:
-            for moments in (mine, theirs):
-                moments.put(torch.Generator().manual_seed(seed + step // 4), anew=step in (2, 15))
-        gradients = gradients_of(ours, generator, coarse)
-        for copies in (ours, reference, plain):
-            copies.train(gradients)
-        k = (1, 3, 50, 10**6)[step % 4]
-        found, expected = ours.move(k), reference.move(k)
-        assert same(found, expected)
-        differs |= not same(plain.move(k), found)
-        assert ours.state.digest == reference.state.digest
-    assert differs
+    assert_weighed_alike(ours, reference, (mine, theirs), coarse=coarse, steps=30, again=15, every=4)
 
 
 def test_a_distance_counts_by_the_fourth_root_of_its_second_moment() -> None:
@@ -111,8 +97,10 @@ def test_where_only_some_tensors_have_them_distances_count_plainly() -> None:
         assert indices_of(copies, 2).tolist() == [0, 2]
 
 
-def test_both_add_the_same_beside_a_root() -> None:
+def test_compiled_code_and_reference_have_the_same_constants() -> None:
     assert kernels.SALIENCY_EPS == select.SALIENCY_EPS
+    assert kernels.LEAST_LEVEL == select.LEAST_LEVEL
+    assert kernels.MOST_LEVEL == MAX_LEVEL
 
 
 def test_how_dimensions_of_one_element_are_strided_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from evergrad.codec.streams import MAX_LEVEL
 from evergrad.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 SALIENCY_EPS = 1e-8  # as in `kernels`
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
-_MOST_LEVEL = 63  # of the format
-_LEAST_LEVEL = 0.75 / 32  # `kernels.LEAST_LEVEL`
+LEAST_LEVEL = 0.75 / 32  # as in `kernels`
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +272,8 @@ def even_step(
 
 def levels_of(sizes: npt.NDArray[np.float64], mean: float) -> npt.NDArray[np.uint8]:
     """Powers of two that distances are nearest to, the lowest 0; what is below a 32nd of their mean counts as that."""
-    _, exponents = np.frexp(sizes / (mean * _LEAST_LEVEL))
-    levels = np.clip(exponents - 1, 0, _MOST_LEVEL).astype(np.uint8)
+    _, exponents = np.frexp(sizes / (mean * LEAST_LEVEL))
+    levels = np.clip(exponents - 1, 0, MAX_LEVEL).astype(np.uint8)
     found: npt.NDArray[np.uint8] = levels - levels.min()
     return found
 
