@@ -134,6 +134,12 @@ class SecondMoments:
                 state["exp_avg_sq"].copy_(drawn)
 
 
+def assert_mirrored(copies: Copies) -> None:
+    assert copies.mirror is not None
+    copies.mirror.check()
+    assert digest(copies.state.schema, copies.state.arrays) == copies.state.digest
+
+
 def assert_weighed_alike(
     ours: Copies,
     reference: Copies,
@@ -165,8 +171,7 @@ def assert_weighed_alike(
         differs |= not same(plain.move(k), found)
         assert ours.state.digest == reference.state.digest
         if ours.mirror is not None:
-            ours.mirror.check()
-            assert digest(ours.state.schema, ours.state.arrays) == ours.state.digest
+            assert_mirrored(ours)
     assert differs
 
 

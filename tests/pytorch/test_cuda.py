@@ -30,6 +30,7 @@ from tests.pytorch.copies import (
     SHAPES,
     Copies,
     SecondMoments,
+    assert_mirrored,
     assert_weighed_alike,
     gradients_of,
     lay_plain,
@@ -43,12 +44,6 @@ kernels = pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="Triton h
 
 # The interpreter computes by numpy, which warns of it.
 OVERFLOWS = pytest.mark.filterwarnings("ignore:overflow encountered in subtract:RuntimeWarning")
-
-
-def assert_mirrored(copies: Copies) -> None:
-    assert copies.mirror is not None
-    copies.mirror.check()
-    assert digest(copies.state.schema, copies.state.arrays) == copies.state.digest
 
 
 # -- the kernels, against torch -------------------------------------------------------------------------------------
